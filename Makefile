@@ -1,0 +1,55 @@
+# The one door. `make help` lists the targets; each installs what it needs into .venv first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+HUB_HOME ?= var
+export HUB_HOME
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install run test check demo bench experiments browser lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name yours with PYTHON=..."; exit 1; }
+	@echo "installing into $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(INSTALLED) ## Install everything into .venv
+
+run: $(INSTALLED) ## Start every part and serve until Ctrl-C (HUB_DATA_DIR=folder of recorded bars)
+	@exec $(BIN)/hub up
+
+test: $(INSTALLED) ## Run the tests
+	@$(BIN)/pytest
+
+check: $(INSTALLED) ## Lint, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+demo: $(INSTALLED) ## Train, serve, replay later bars over HTTP, print what was learnt (MARKET=generated, SIGNAL=0)
+	@$(BIN)/python -m ci.demo --market "$(or $(MARKET),auto)" --signal "$(or $(SIGNAL),1)"
+
+bench: $(INSTALLED) ## Measure a full decision against a default Serve no-op
+	@$(BIN)/python -m ci.bench
+
+experiments: $(INSTALLED) ## Simulate routing with a known truth, many seeds
+	@$(BIN)/python -m ci.experiments.zero_edge --seeds 40 --home $(HUB_HOME)
+
+browser: $(INSTALLED) ## The ops page in headless Chromium (needs a Chromium: on Debian, apt-get install chromium)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { echo "no Chromium found: install one first, on Debian with 'apt-get install chromium'"; exit 1; }
+	@$(BIN)/pytest tests/browser
+
+lock: ## Write requirements.lock from what .venv holds
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|wheel)==' > requirements.lock
+
+clean: ## Remove the virtual environment and build output (never HUB_HOME)
+	@rm -rf $(VENV) build *.egg-info

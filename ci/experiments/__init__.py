@@ -1,0 +1,1 @@
+"""Experiments with a known truth: what the hub claims of itself, measured over many seeds."""

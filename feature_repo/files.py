@@ -1,0 +1,209 @@
+"""Recorded bars from a folder: `<venue>/<SYMBOL>_<interval>_<start>_<end>.parquet` or `.csv`, stamped with open times.
+
+A symbol may have several runs that do not follow each other, on several venues. A market serves one run of each symbol:
+the longest one, or, when symbols are asked for together, the runs of one venue that overlap longest, because a book of
+several symbols must be replayed on one time line. Funding comes from `<SYMBOL>_funding_<interval>_<start>_<end>` files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from feature_repo.features import MINUTE_MS
+from policies.bars import Bars
+from policies.errors import InvalidInput, UnknownEntity
+
+BAR_COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
+RUN_NAME = re.compile(r"^(?P<symbol>[A-Za-z0-9]+)_1m_\w+\.(parquet|csv)$")
+FUNDING_NAME = re.compile(r"^(?P<symbol>[A-Za-z0-9]+)_funding_\w+\.(parquet|csv)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file of minutes. Open times in [start_ms, stop_ms)."""
+
+    venue: str
+    symbol: str
+    path: Path
+    start_ms: int
+    stop_ms: int
+
+
+class FileMarket:
+    """Minutes of `folder`. venue: only that one. symbols: serve these, from runs of one venue that overlap longest.
+
+    Without symbols, each symbol that the folder holds is served from its longest run.
+    """
+
+    name = "files"
+
+    def __init__(self, folder: Path, venue: str | None = None, symbols: Sequence[str] | None = None) -> None:
+        if not folder.is_dir():
+            raise InvalidInput("market.data_dir", "a folder", str(folder))
+        self._runs = _chosen_together(_runs(folder, venue), symbols) if symbols else _longest_each(_runs(folder, venue))
+        if not self._runs:
+            raise InvalidInput("market.data_dir", "a folder with <venue>/<SYMBOL>_1m_<start>_<end>.parquet or .csv",
+                               str(folder), f"venue {venue}" if venue else "")
+        self.symbols = tuple(symbols) if symbols else tuple(sorted(self._runs))
+        self._read: dict[str, Bars] = {}
+
+    def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
+        run = self.run(symbol)
+        if symbol not in self._read:
+            self._read[symbol] = _read_run(run)
+        return self._read[symbol].between(run.start_ms if start_ms is None else start_ms,
+                                          run.stop_ms if stop_ms is None else stop_ms)
+
+    def run(self, symbol: str) -> Run:
+        if symbol not in self._runs:
+            raise UnknownEntity("symbol", symbol, list(self.symbols))
+        return self._runs[symbol]
+
+    def common_range(self, symbols: Sequence[str]) -> tuple[int, int]:
+        """[start_ms, stop_ms) in which all these symbols have bars."""
+        runs = [self.run(symbol) for symbol in symbols]
+        start_ms, stop_ms = _overlap(runs)
+        if start_ms >= stop_ms:
+            raise InvalidInput("market.symbols", "recorded at the same time", list(symbols),
+                               "ask for them together: FileMarket(folder, symbols=...)")
+        return start_ms, stop_ms
+
+    def describe(self) -> str:
+        served = ", ".join(f"{s} {self._runs[s].venue} {_day(self._runs[s].start_ms)}..{_day(self._runs[s].stop_ms)}"
+                           for s in self.symbols)
+        return f"recorded one-minute bars: {served}"
+
+
+def symbol_of(name: str) -> str:
+    """BTCUSDT -> BTC, BTC -> BTC."""
+    return re.sub(r"(USDT|USDC|USD)$", "", name.upper()) or name.upper()
+
+
+def _runs(folder: Path, venue: str | None) -> list[Run]:
+    """Every run of minutes, sorted by path; of one venue only if it is named."""
+    if venue is not None and not (folder / venue).is_dir():
+        raise InvalidInput("market.venue", f"a folder of {folder}", venue)
+    runs = []
+    for path in sorted(folder.glob(f"{venue or '*'}/*")):
+        match = RUN_NAME.match(path.name)
+        if match:
+            start_ms, stop_ms = _extent(path)
+            runs.append(Run(path.parent.name, symbol_of(match["symbol"]), path, start_ms, stop_ms))
+    return runs
+
+
+def _extent(path: Path) -> tuple[int, int]:
+    """Open times [first, last + 1 minute) of a file. Of a sorted column the first and last value are enough."""
+    times = _times(path, _table(path, ("timestamp",)))
+    return int(times[0]), int(times[-1]) + MINUTE_MS
+
+
+def _longest_each(runs: list[Run]) -> dict[str, Run]:
+    ordered = sorted(runs, key=lambda run: (run.start_ms - run.stop_ms, str(run.path)))
+    return {run.symbol: run for run in reversed(ordered)}
+
+
+def _chosen_together(runs: list[Run], symbols: Sequence[str]) -> dict[str, Run]:
+    """One run per symbol, all of one venue, with the longest common stretch; ties by path."""
+    best: tuple[int, str, dict[str, Run]] | None = None
+    for venue in sorted({run.venue for run in runs}):
+        by_symbol = [[r for r in runs if r.venue == venue and r.symbol == symbol] for symbol in symbols]
+        for choice in itertools.product(*by_symbol):
+            start_ms, stop_ms = _overlap(choice)
+            key = (start_ms - stop_ms, str(choice[0].path))
+            if stop_ms > start_ms and (best is None or key < best[:2]):
+                best = (*key, dict(zip(symbols, choice, strict=True)))
+    if best is None:
+        held = sorted({f"{run.venue}/{run.symbol}" for run in runs})
+        raise InvalidInput("market.symbols", "recorded together by one venue", list(symbols), f"there are {held}")
+    return best[2]
+
+
+def _overlap(runs: Sequence[Run]) -> tuple[int, int]:
+    return max(run.start_ms for run in runs), min(run.stop_ms for run in runs)
+
+
+def _read_run(run: Run) -> Bars:
+    table = _table(run.path, BAR_COLUMNS)
+    times = _times(run.path, table)
+    columns = {name: _numbers(run.path, table, name, least=0.0, above=name != "volume") for name in BAR_COLUMNS[1:]}
+    for name, fine in (("high", columns["high"] >= np.maximum(columns["open"], columns["close"])),
+                       ("low", columns["low"] <= np.minimum(columns["open"], columns["close"]))):
+        _refuse_first(run.path, name, fine, "the extreme of its bar", columns[name])
+    _refuse_first(run.path, "timestamp", times % MINUTE_MS == 0, "a full minute", times)
+    return Bars(run.symbol, MINUTE_MS, times, funding_rate=_funding(run, times), **columns).check()
+
+
+def _funding(run: Run, times: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """(N,) rates on the bars in which they were settled; None if the venue has none for this run.
+
+    A settlement is recorded some milliseconds after its minute begins: floored, it falls into that minute's bar.
+    """
+    rates = np.zeros(len(times))
+    found = False
+    for path in sorted(run.path.parent.iterdir()):
+        match = FUNDING_NAME.match(path.name)
+        if not match or symbol_of(match["symbol"]) != run.symbol:
+            continue
+        table = _table(path, ("timestamp", "funding_rate"))
+        settled = _times(path, table) // MINUTE_MS * MINUTE_MS
+        values = _numbers(path, table, "funding_rate", least=-1.0, above=True)
+        places = np.minimum(np.searchsorted(times, settled), len(times) - 1)
+        within = times[places] == settled
+        rates[places[within]] = values[within]
+        found |= bool(within.any())
+    return rates if found else None
+
+
+def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        held = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
+        missing = [name for name in columns if name not in held]
+        if missing:
+            raise InvalidInput(f"{path}", f"a table with the columns {', '.join(columns)}", f"no {', '.join(missing)}")
+        table = (pq.read_table(path, columns=list(columns)).to_pandas() if path.suffix == ".parquet"
+                 else pd.read_csv(path, usecols=list(columns)))
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsers raise ValueErrors of their own
+        raise InvalidInput(f"{path}", "a readable parquet or CSV file", str(error)) from error
+    if table.empty:
+        raise InvalidInput(f"{path}", "a table with at least one row", "none")
+    return table
+
+
+def _times(path: Path, table: pd.DataFrame) -> NDArray[np.int64]:
+    """(N,) ms since 1970 UTC, rising. A column of integers holds milliseconds, one of text ISO 8601."""
+    column = table["timestamp"]
+    if pd.api.types.is_integer_dtype(column):
+        times = column.to_numpy(np.int64)
+    else:
+        stamps = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
+        _refuse_first(path, "timestamp", stamps.notna().to_numpy(), "ISO 8601 or whole milliseconds", column.to_numpy())
+        times = stamps.dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
+    _refuse_first(path, "timestamp", np.r_[True, np.diff(times) > 0], "later than the row before", times)
+    return times
+
+
+def _numbers(path: Path, table: pd.DataFrame, name: str, least: float, above: bool) -> NDArray[np.float64]:
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+    fine = np.isfinite(values) & ((values > least) if above else (values >= least))
+    _refuse_first(path, name, fine, f"a finite number {'>' if above else '>='} {least:g}", table[name].to_numpy())
+    return values
+
+
+def _refuse_first(path: Path, column: str, fine: NDArray[np.bool_], legal: str, values: NDArray) -> None:
+    if not fine.all():
+        row = int(np.argmin(fine))
+        raise InvalidInput(f"{path}, column {column}, row {row}", legal, str(values[row]))
+
+
+def _day(time_ms: int) -> str:
+    return str(np.datetime64(time_ms, "ms").astype("datetime64[D]"))

@@ -1,0 +1,81 @@
+"""Where bars come from: one small protocol, and the choice among recorded files, the public API and a generated run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from feature_repo.files import FileMarket
+from feature_repo.generated import SYMBOLS, GeneratedMarket
+from feature_repo.hyperliquid import HyperliquidMarket
+from policies.bars import Bars
+from policies.errors import HubError, InvalidInput
+
+KINDS = ("files", "hyperliquid", "generated")
+
+
+class Market(Protocol):
+    """A source of one-minute bars. Asking twice for the same closed range gives the same bars."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def symbols(self) -> tuple[str, ...]: ...
+
+    def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
+        """Closed bars with open time in [start_ms, stop_ms); without limits, all there are."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: what is served, from where, and why this market."""
+        ...
+
+
+class ChosenMarket:
+    """A market and the reason why it was chosen."""
+
+    def __init__(self, market: Market, reason: str) -> None:
+        self.market, self.reason = market, reason
+
+    @property
+    def name(self) -> str:
+        return self.market.name
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return self.market.symbols
+
+    def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
+        return self.market.bars(symbol, start_ms, stop_ms)
+
+    def describe(self) -> str:
+        return f"{self.market.describe()}; {self.reason}"
+
+
+def choose_market(data_dir: str | None, kind: str | None = None, *, symbols: Sequence[str] | None = None,
+                  venue: str | None = None, seed: int = 0, hyperliquid_url: str | None = None,
+                  timeout_s: float = 3.0) -> ChosenMarket:
+    """Files if there is a data_dir, else Hyperliquid if it answers within timeout_s, else a generated market.
+
+    A `kind` that is asked for is given or refused: another one never takes its place silently.
+    """
+    if kind is not None and kind not in KINDS:
+        raise InvalidInput("market.kind", f"one of {', '.join(KINDS)}", kind)
+    if kind == "files" and not data_dir:
+        raise InvalidInput("market.data_dir", "a folder of recorded bars, because the market's kind is files", data_dir)
+    asked = "asked for by configuration" if kind else ""
+    if data_dir and kind in (None, "files"):
+        return ChosenMarket(FileMarket(Path(data_dir), venue, symbols), asked or "HUB_DATA_DIR is set")
+    if kind == "generated":
+        return ChosenMarket(GeneratedMarket(seed, symbols=symbols or SYMBOLS), asked)
+    market = HyperliquidMarket(symbols or SYMBOLS, base_url=hyperliquid_url, timeout_s=timeout_s)
+    try:
+        market.probe(timeout_s)
+    except HubError as error:
+        if kind == "hyperliquid":
+            raise
+        return ChosenMarket(GeneratedMarket(seed, symbols=symbols or SYMBOLS),
+                            f"HUB_DATA_DIR is not set and Hyperliquid did not answer ({error})")
+    return ChosenMarket(market, asked or "HUB_DATA_DIR is not set and Hyperliquid answered")

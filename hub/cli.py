@@ -1,0 +1,174 @@
+"""The `hub` command. `up` runs the hub; `replay` reads a ledger; everything else talks HTTP to a running hub."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from policies.errors import HubError
+
+
+@click.group()
+@click.option("--home", type=click.Path(path_type=Path), envvar="HUB_HOME", default=Path("var"), show_default=True,
+              help="The hub's folder.")
+@click.option("--url", envvar="HUB_URL", default="", help="Address of a running hub; by default the configured one.")
+@click.pass_context
+def cli(context: click.Context, home: Path, url: str) -> None:
+    """The learner hub: a learning layer for a bot that trades with an LLM in charge."""
+    context.obj = {"home": home.resolve(), "url": url}
+
+
+@cli.command()
+@click.option("--data-dir", envvar="HUB_DATA_DIR", default=None, help="Recorded bars; by default the public market.")
+@click.pass_obj
+def up(options: dict[str, Any], data_dir: str | None) -> None:
+    """Start every part and serve until Ctrl-C."""
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - started:6.1f} s] {text}" if text else "")
+
+    from hub import engine
+    from hub.config import load
+    from hub.home import Home
+
+    home, config = Home(options["home"]), load()
+    home.create()
+    engine.prepare(home)
+    from hub.up import up as serve_until_ended  # imports Ray, which reads what was just prepared
+
+    serve_until_ended(home, config, data_dir, say)
+
+
+@cli.command()
+@click.pass_obj
+def status(options: dict[str, Any]) -> None:
+    """Heads, roles, shares and gates of a running hub."""
+    found = _call(options, "GET", "/v1/status", "bot")
+    hub = found["hub"]
+    console = Console()
+    console.print(f"rollout {hub['rollout']} · clock {hub['clock']} · position {hub['position']} "
+                  f"· epoch {hub['epoch']} · decisions {hub['decisions']} · outcomes {hub['outcomes']}",
+                  highlight=False)
+    console.print(f"market: {hub['market']}", highlight=False)
+    console.print(heads_table(found))
+    for entry in found["degraded"]:
+        console.print(f"degraded: {entry['part']}: {entry['reason']} ({entry['count']} times)", highlight=False)
+
+
+@cli.command()
+@click.option("--path", type=click.Path(exists=True, path_type=Path), required=True,
+              help="A bundle: a folder, or one file such as models/candidate.pt.")
+@click.pass_obj
+def register(options: dict[str, Any], path: Path) -> None:
+    """Hand a candidate to the running hub, which gives it a challenger's share."""
+    from policies.bundle import pack_bundle, read_bundle
+
+    bundle = read_bundle(path)  # refused here already, with the reason, before anything is sent
+    answer = _call(options, "POST", "/v1/policies", "ops", content=pack_bundle(bundle))
+    click.echo(f"registered {answer['alias']} as {answer['policy_id']} at position {answer['position']}")
+
+
+def _command(name: str, text: str) -> None:
+    @cli.command(name, help=text)
+    @click.argument("policy")
+    @click.option("--reason", default="by the command line", show_default=True)
+    @click.pass_obj
+    def run(options: dict[str, Any], policy: str, reason: str) -> None:
+        answer = _call(options, "POST", f"/v1/policies/{policy}/{name}", "ops",
+                       json={"reason": reason, "command_id": uuid.uuid4().hex})
+        click.echo(f"{name} {answer['policy_id']}: recorded at position {answer['position']}")
+
+
+for _name, _text in (("pause", "Take all traffic from a policy until it is resumed."),
+                     ("resume", "Lift a pause, a throttle or a halt; `book` lifts the book's breaker."),
+                     ("promote", "Make a policy production until a gate fires or it is demoted."),
+                     ("demote", "Lift a promotion.")):
+    _command(_name, _text)
+
+
+@cli.command()
+@click.option("--ledger", type=click.Path(exists=True, path_type=Path), default=None, help="Default: HUB_HOME's own.")
+@click.pass_obj
+def replay(options: dict[str, Any], ledger: Path | None) -> None:
+    """Make every decision again from the ledger alone, heads included, and compare field by field."""
+    from hub.home import Home
+    from hub.replay import replay_ledger
+
+    home = Home(options["home"])
+    report = replay_ledger(ledger or home.ledger, home.policies, progress=_progress)
+    click.echo(report.summary())
+    for line in report.lines(limit=20):
+        click.echo(line)
+    sys.exit(0 if report.equal else 1)
+
+
+def heads_table(found: dict[str, Any]) -> Table:
+    """The table of heads that `hub status` and the demo print, from /v1/status."""
+    table = Table("head", "role", "share", "decisions", "trades", "PF", "DD %", "trades since", "PF since", "e-value",
+                  "verdict", title="heads")
+    for head in found["heads"]:
+        life = head["lifetime"]
+        verdict = head["judgement"] + (f" ({head['rule']} {_number(head['figure'])})" if head["rule"] else "")
+        if head["paused"]:
+            verdict += ", paused"
+        table.add_row(head["alias"], head["role"] + (" (green)" if head["green_lit"] else ""), f"{head['share']:.0%}",
+                      str(head["decisions"]), str(life["trades"]), _number(life["profit_factor"]),
+                      _number(life["max_drawdown_percent"]), str(head["trades"]), _number(head["profit_factor"]),
+                      _number(head["e_value"]), verdict)
+    table.add_row("llm_only", "", f"{found['llm_only_share']:.0%}", str(found["llm_only_decisions"]), *[""] * 7)
+    return table
+
+
+def main() -> None:
+    """Errors that a user can cause are one line and exit code 2, not a traceback."""
+    try:
+        cli(standalone_mode=True)
+    except HubError as error:
+        click.echo(f"hub: {error}", err=True)
+        sys.exit(2)
+
+
+def _call(options: dict[str, Any], method: str, path: str, scope: str, **more: Any) -> dict[str, Any]:
+    from hub.config import load
+    from hub.home import Home
+
+    url = options["url"]
+    if not url:
+        server = load().server
+        url = f"http://{server.host}:{server.port}"
+    home = Home(options["home"])
+    if not home.tokens_file.exists():
+        raise click.ClickException(f"no {home.tokens_file}: is --home (or HUB_HOME) the running hub's folder?")
+    try:
+        answer = httpx.request(method, url + path, timeout=60.0,
+                               headers={"Authorization": f"Bearer {home.tokens()[scope]}"}, **more)
+    except httpx.HTTPError as error:
+        raise click.ClickException(f"no hub at {url} ({error}); start one with `make run`") from None
+    if answer.status_code != 200:
+        raise click.ClickException(f"{answer.status_code}: {_detail(answer)}")
+    return dict(answer.json())
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if abs(value) < 1_000 else f"{value:.3g}"
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {total} rows", nl=done == total, err=True)

@@ -1,0 +1,200 @@
+"""One decision as two pure functions of (state, request, observations), so that it can be made again at any time.
+
+`plan` says which heads to ask and who was drawn; `conclude` makes the decision's row from what they answered. What only
+the moment knows (feature values, a head's failure, latencies) comes in as arguments and is recorded; everything else is
+computed here from the state at `as_of`. The service and `hub replay` call the same two functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from feature_repo.features import DECISION_V1
+from hub.schemas import llm_view_of
+from hub.state import HubState, episode_vector
+from policies.rows import BOOK, LLM_ONLY, decision_id_of
+from policies.types import Action, Context, Direction, LlmView, Portfolio, Proposal, Role, Rollout
+from router.allocation import blend
+from router.memory import learning_memory
+from router.thompson import Draw, role_of
+from sentry.shield import shield
+
+# Roles whose heads decide on every request. A paused or halted head is not even asked.
+ASKED = (Role.PRODUCTION, Role.CHALLENGER, Role.SHADOW, Role.THROTTLED)
+
+# What the answer holds when neither a head nor the LLM said anything.
+NOTHING = Action(Direction.FLAT, 0.0, 1.0, 0.01, 0.01, 0.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The vector as it was read. values None: it could not be read, and `failed` says why."""
+
+    values: tuple[float, ...] | None
+    event_time_ms: dict[str, int]
+    failed: str = ""
+
+    def to_dict(self) -> dict[str, Any] | None:
+        if self.values is None:
+            return None
+        values = [None if value != value else value for value in self.values]
+        return {"service": DECISION_V1.name, "values": values, "event_time_ms": self.event_time_ms}
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any] | None, failed: str = "") -> Features:
+        if body is None:
+            return cls(None, {}, failed)
+        return cls(tuple(float("nan") if v is None else v for v in body["values"]), body["event_time_ms"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one head said, or why it did not. latency_ms None: it missed its deadline."""
+
+    proposal: Proposal | None
+    latency_ms: float | None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """as_of: the position of the state that drew. ask: heads to ask with their roles, in registration order."""
+
+    decision_id: str
+    as_of: int
+    draw: Draw
+    ask: dict[str, Role]
+    degraded: tuple[dict[str, str], ...]
+
+
+def plan(state: HubState, request: dict[str, Any], features: Features) -> Plan:
+    decision_id = decision_id_of(state.seed, request["request_id"])
+    draw = role_of(decision_id, state.seed, state.epoch.roles)
+    degraded = _degraded(state, request, features)
+    roles = {} if degraded else {
+        policy_id: role for policy_id, role in state.epoch.roles.roles.items() if role in ASKED}
+    return Plan(decision_id, state.position, draw, roles, tuple(degraded))
+
+
+def context_of(request: dict[str, Any], features: Features) -> Context:
+    assert features.values is not None
+    return Context(request["symbol"], request["strategy"], request["time_ms"], features.values,
+                   features.event_time_ms, Portfolio(**request["portfolio"]), llm_view_of(request["llm"]))
+
+
+def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_hash: str, features: Features,
+             answers: dict[str, Answer]) -> dict[str, Any]:
+    """The decision's row body. Raises nothing for bad answers: what cannot be used is named in `degraded`."""
+    degraded = list(chosen.degraded)
+    degraded += [{"part": f"head {state.heads[p].alias}", "reason": a.failed} for p, a in answers.items() if a.failed]
+    llm = llm_view_of(request["llm"])
+    drawn = answers.get(chosen.draw.policy_id)
+    executed = chosen.draw.policy_id if drawn is not None and drawn.proposal is not None else LLM_ONLY
+    role = chosen.draw.role if executed != LLM_ONLY else Role.LLM_ONLY
+    bucket = "" if features.values is None else state.params.bucket(features.values)
+    proposal = drawn.proposal if drawn is not None and drawn.proposal is not None else _llm_proposal(llm)
+    action = proposal.action
+    if executed != LLM_ONLY:
+        action = _combined(state, chosen.decision_id, request["strategy"], features.values, action, llm)
+    no_new_risk = state.book.tripped
+    if no_new_risk:
+        degraded.append({"part": BOOK, "reason": "drawdown breaker tripped: closing and reducing only"})
+    probation = role is Role.PRODUCTION and state.epoch.roles.probation
+    shielded = shield(action, request["strategy"], proposal.confidence, llm, no_new_risk,
+                      state.config.router.probation_size_scale if probation else 1.0, state.config.shield)
+    action, changes = shielded.action, [change.to_dict() for change in shielded.changes]
+    held_by = _slot_holder(state, request)
+    if held_by and action.direction is not Direction.FLAT:
+        changes.append({"field": "direction", "before": action.direction.value, "after": "flat",
+                        "rule": f"slot is held by {held_by}"})
+        action = action.flat()
+    acts = state.config.rollout.mode is not Rollout.SHADOW and (executed != LLM_ONLY or no_new_risk)
+    horizon_s = state.config.router.horizon_s
+    return {
+        "request": request, "request_id": request["request_id"], "request_hash": request_hash,
+        "as_of": chosen.as_of, "epoch": state.epoch.number,
+        "features": features.to_dict(), "features_failed": features.failed,
+        "drawn": {"policy_id": chosen.draw.policy_id, "role": chosen.draw.role.value},
+        "policy_id": executed, "policy": state.heads[executed].alias if executed != LLM_ONLY else LLM_ONLY,
+        "role": role.value, "propensity": chosen.draw.propensity,
+        "role_probability": state.epoch.roles.role_probability,
+        "proposals": {p: _proposal_body(state.heads[p].alias, chosen.ask[p], a) for p, a in answers.items()},
+        "action": action.to_dict(), "confidence": proposal.confidence if executed != LLM_ONLY or llm else None,
+        "acts": acts, "opens": acts and executed != LLM_ONLY and action.direction is not Direction.FLAT,
+        "horizon_s": horizon_s, "expires_ms": request["time_ms"] + 2_000 * horizon_s, "bucket": bucket,
+        "weights": weights(state, llm), "learning_memory": _remembered(state, request, features),
+        "shielded": changes, "degraded": degraded,
+        "config_hash": state.config_hash, "code_hash": state.code_hash,
+    }
+
+
+def weights(state: HubState, llm: LlmView | None) -> dict[str, float]:
+    """Capital by strategy under the configured allocation mode. The draw is fixed within an epoch and a position."""
+    learning = state.config.learning
+    bandit = state.allocation.propose_weights(key=f"epoch/{state.epoch.number}")
+    share = {"llm_only": 0.0, "hybrid": learning.allocation_hybrid_blend, "bandit_only": 1.0}[learning.allocation_mode]
+    return blend(bandit, llm.strategy_weights if llm else {}, share)
+
+
+def neighbours(state: HubState, features: Features, now_ms: int, k: int) -> list[dict[str, Any]]:
+    """The k most similar episodes, nearest first."""
+    if state.memory is None or features.values is None:
+        return []
+    vector = episode_vector(list(features.to_dict()["values"]))  # type: ignore[index]
+    found = [(summary, similarity) for episode_id, similarity in state.memory.knn(vector, k)
+             if (summary := state.memory.summary(episode_id)) is not None]
+    return learning_memory(found, now_ms)
+
+
+def _degraded(state: HubState, request: dict[str, Any], features: Features) -> list[dict[str, str]]:
+    """Reasons for which no head may be asked."""
+    if not state.config.learning.enabled:
+        return [{"part": "learning", "reason": "switched off by configuration"}]
+    if features.values is None:
+        return [{"part": "features", "reason": features.failed}]
+    found = []
+    for group in DECISION_V1.required_groups:
+        age_ms = request["time_ms"] - features.event_time_ms.get(group, -(10**15))
+        if age_ms < 0:
+            found.append({"part": f"features {group}", "reason": f"event time lies {-age_ms} ms in the future"})
+        elif age_ms > DECISION_V1.ttl_ms[group]:
+            found.append({"part": f"features {group}", "reason": f"stale: older than {DECISION_V1.ttl_ms[group]} ms"})
+    return found
+
+
+def _llm_proposal(llm: LlmView | None) -> Proposal:
+    return Proposal(llm.action, llm.confidence) if llm else Proposal(NOTHING, 0.0)
+
+
+def _combined(state: HubState, decision_id: str, strategy: str, values: tuple[float, ...] | None,
+              action: Action, llm: LlmView | None) -> Action:
+    """The head's action with the bandit's levels, and in rollout `hybrid` only where the LLM goes the same way."""
+    if state.config.learning.param_mode == "bandit" and values is not None:
+        levels = state.params.propose(strategy, values, key=decision_id)
+        # The head chose how much to lose at the stop; other levels must not change that.
+        size = min(1.0, action.risk_fraction / (levels["leverage"] * levels["sl_pct"]))
+        action = replace(action, size_fraction=size, leverage=levels["leverage"], tp_pct=levels["tp_pct"],
+                         sl_pct=levels["sl_pct"], min_conf=levels["min_conf"])
+    if state.config.rollout.mode is Rollout.HYBRID:
+        if llm is None or llm.action.direction is not action.direction:
+            return action.flat()
+        share = state.config.rollout.blend
+        action = replace(action, size_fraction=share * action.size_fraction + (1 - share) * llm.action.size_fraction)
+    return action
+
+
+def _slot_holder(state: HubState, request: dict[str, Any]) -> str | None:
+    """The decision whose trade holds the slot, unless this request adds to it or reduces it."""
+    holder = state.slot_is_open(request["symbol"], request["strategy"], request["time_ms"])
+    return None if holder == request["parent_decision_id"] else holder
+
+
+def _proposal_body(alias: str, role: Role, answer: Answer) -> dict[str, Any]:
+    body: dict[str, Any] = {"alias": alias, "role": role.value, "latency_ms": answer.latency_ms}
+    return {**body, "failed": answer.failed} if answer.proposal is None else {**body, **answer.proposal.to_dict()}
+
+
+def _remembered(state: HubState, request: dict[str, Any], features: Features) -> list[dict[str, Any]]:
+    memory = state.config.learning.memory
+    return neighbours(state, features, request["time_ms"], memory.knn_k) if memory.enabled else []

@@ -1,0 +1,275 @@
+"""Thin Ray shells around plain classes: five Serve deployments, and the ingress's ends of the two actors.
+
+Each method translates and calls. The ingress (`Hub`) holds its own fold of the ledger and hops only where isolation is
+worth a millisecond: to the heads, whose code and memory it must survive, and to the ledger's writer. `ParamBandits` and
+`EpisodeMemory` fold the same ledger for those who ask them directly, and scale by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from feature_repo.features import DECISION_V1
+from feature_repo.online import FeaturesUnavailable, OnlineReader
+from hub import decide
+from hub.api import build_api
+from hub.coalesce import Coalescer
+from hub.config import HubConfig
+from hub.decide import Answer, Features
+from hub.head_rack import HeadRack
+from hub.home import Home
+from hub.market import ClockChoice
+from hub.service import HubService
+from hub.state import HubState, catch_up, folded
+from policies.errors import HubError, WriterUnavailable
+from policies.registry import PolicyFolder
+from policies.types import Context, Role
+from sentry.ledger import LedgerReader
+
+NAMESPACE = "hub"
+SENTRY, FEEDER = "sentry", "feeder"
+
+Result = TypeVar("Result")
+
+
+class _HeadShell:
+    def __init__(self, home: Home) -> None:
+        folder = PolicyFolder(home.policies)
+        self._rack = HeadRack(folder)
+        for policy_id in folder.ids():  # now, not within the first decision's deadline
+            try:
+                self._rack.load(policy_id)
+            except HubError as error:
+                print(f"not served: {error}", flush=True)
+
+    async def propose(self, batch: list[tuple[list[str], Context]]) -> list[dict[str, tuple[Any, float, str]]]:
+        return [self._rack.propose(policy_ids, context) for policy_ids, context in batch]
+
+    async def load(self, policy_id: str) -> None:
+        self._rack.load(policy_id)
+
+    async def check_health(self) -> None:
+        """Called by Serve on the event loop that answers proposals: a stalled loop is not healthy."""
+
+
+@serve.deployment(max_ongoing_requests=64)
+class ProductionHead(_HeadShell):
+    """Serves the production policy, apart from everything that is not proven yet."""
+
+
+@serve.deployment(max_ongoing_requests=64)
+class ChallengerHead(_HeadShell):
+    """Serves the challenger and the shadows."""
+
+
+class _Folding:
+    """A deployment's own fold of the ledger."""
+
+    def __init__(self, home: Home, redis_url: str, deadline_s: float) -> None:
+        self._reader = LedgerReader(home.ledger)
+        self._state = folded(self._reader)
+        self._features = RedisFeatures(redis_url, deadline_s)
+
+    def _now(self) -> HubState:
+        catch_up(self._state, self._reader)
+        return self._state
+
+
+@serve.deployment(max_ongoing_requests=64)
+class ParamBandits(_Folding):
+    async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
+        """The proposal for a strategy in a symbol's present market, or in the normal flat one, and what arms know."""
+        features = await self._features.read(symbol) if symbol else Features(None, {})
+        state = self._now()
+        values = features.values if features.values is not None else (math.nan,) * len(DECISION_V1)
+        arms = state.params.arms(strategy, values)
+        return {"strategy": strategy, "symbol": symbol, "bucket": state.params.bucket(values),
+                "proposal": state.params.propose(strategy, values, key=f"position/{state.position}"),
+                "arms": {name: [{"value": value, "trades": arm.trades, "reward_sum": arm.total}
+                                for value, arm in options.items()] for name, options in arms.items()},
+                "degraded": features.failed}
+
+
+@serve.deployment(max_ongoing_requests=64)
+class EpisodeMemory(_Folding):
+    async def knn(self, symbol: str, k: int) -> dict[str, Any]:
+        """Episodes like a symbol's present market, nearest first."""
+        features = await self._features.read(symbol)
+        state = self._now()
+        episodes = len(state.memory) if state.memory is not None else 0
+        return {"symbol": symbol, "k": k, "episodes": episodes, "degraded": features.failed,
+                "neighbours": decide.neighbours(state, features, state.latest_ms, k)}
+
+
+class RedisFeatures:
+    """The online store with a deadline; a failure is a value, not an exception."""
+
+    def __init__(self, redis_url: str, deadline_s: float) -> None:
+        self._reader = OnlineReader(redis_url, deadline_s=deadline_s)
+
+    async def read(self, symbol: str) -> Features:
+        try:
+            vector = await self._reader.read(symbol)
+        except FeaturesUnavailable as error:
+            return Features(None, {}, str(error))
+        return Features(vector.values, vector.event_time_ms)
+
+
+class ServeHeads:
+    """Production in its own process, everyone else in the other one, both asked at once with one deadline."""
+
+    def __init__(self, production: DeploymentHandle, challenger: DeploymentHandle) -> None:
+        # gRPC without the object store: a proposal is small, and a hop through plasma costs more than the head.
+        self._handles = [handle.options(_by_reference=False) for handle in (production, challenger)]
+        self._calls = [Coalescer(self._sender(handle)) for handle in self._handles]
+
+    async def propose(self, ask: dict[str, Role], context: Context, deadline_s: float) -> dict[str, Answer]:
+        split: tuple[list[str], list[str]] = ([], [])
+        for policy_id, role in ask.items():
+            split[0 if role is Role.PRODUCTION else 1].append(policy_id)
+        asked = [self._ask(call, ids, context, deadline_s) for call, ids in zip(self._calls, split, strict=True) if ids]
+        found = {policy_id: answer for part in await asyncio.gather(*asked) for policy_id, answer in part.items()}
+        return {policy_id: found[policy_id] for policy_id in ask}
+
+    async def load(self, policy_id: str) -> None:
+        await asyncio.gather(*(handle.load.remote(policy_id) for handle in self._handles))
+
+    async def _ask(self, call: Coalescer[Any, Any], policy_ids: list[str], context: Context,
+                   deadline_s: float) -> dict[str, Answer]:
+        started = time.perf_counter()
+        try:
+            answers = await asyncio.wait_for(call.submit((policy_ids, context)), deadline_s)
+        except TimeoutError:
+            late = Answer(None, None, f"missed its deadline of {deadline_s * 1_000:.0f} ms")
+            return dict.fromkeys(policy_ids, late)
+        except Exception as error:  # the deployment is away or restarting; whatever Serve raises, the answer is safe
+            return dict.fromkeys(policy_ids, Answer(None, None, f"unreachable ({type(error).__name__})"))
+        waited_ms = round((time.perf_counter() - started) * 1_000, 3)
+        return {policy_id: Answer(proposal, waited_ms, failed) for policy_id, (proposal, _, failed) in answers.items()}
+
+    @staticmethod
+    def _sender(handle: DeploymentHandle) -> Any:
+        async def send(batch: list[tuple[list[str], Context]]) -> list[Any]:
+            return list(await handle.propose.remote(batch))
+
+        return send
+
+
+class RayWriter:
+    """The sentry actor with deadlines. No answer in time is WriterUnavailable: deny, never assume."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._actor = ray.get_actor(SENTRY, namespace=NAMESPACE)
+        self._deadline_s = deadline_s
+        self._commits: Coalescer[tuple[dict[str, Any], int], dict[str, Any]] = Coalescer(
+            self._sender(self._actor.commit_decisions))
+        self._outcomes: Coalescer[tuple[dict[str, Any], int], dict[str, Any]] = Coalescer(
+            self._sender(self._actor.record_outcomes))
+
+    async def commit_decision(self, body: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return await self._commits.submit((body, now_ms))
+
+    async def record_outcome(self, report: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return await self._outcomes.submit((report, now_ms))
+
+    async def command(self, command: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return await self._within(self._actor.command.remote(**command, now_ms=now_ms))
+
+    async def register(self, registration: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return await self._within(self._actor.register.remote(**registration, now_ms=now_ms))
+
+    async def expire_epoch(self, now_ms: int) -> None:
+        await self._within(self._actor.expire_epoch.remote(now_ms))
+
+    async def ping(self) -> dict[str, Any]:
+        return await self._within(self._actor.ping.remote())
+
+    async def audit(self, limit: int) -> dict[str, Any]:
+        return await self._within(self._actor.audit.remote(limit))
+
+    def _sender(self, method: Any) -> Callable[[list[tuple[dict[str, Any], int]]], Awaitable[list[Any]]]:
+        async def send(batch: list[tuple[dict[str, Any], int]]) -> list[Any]:
+            # One clock: the batch is written at the latest of its moments.
+            return await self._within(method.remote([item for item, _ in batch], max(now_ms for _, now_ms in batch)))
+
+        return send
+
+    async def _within(self, reference: Awaitable[Result]) -> Result:
+        try:
+            return await asyncio.wait_for(reference, self._deadline_s)
+        except TimeoutError:
+            raise WriterUnavailable(f"the ledger's writer did not answer within {self._deadline_s:g} s") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HubError):
+                raise error.cause from None
+            raise WriterUnavailable(f"the ledger's writer failed: {error.cause!r}") from error
+        except ray.exceptions.RayError as error:
+            raise WriterUnavailable(f"the ledger's writer is away ({type(error).__name__})") from error
+
+
+class RayFeeder:
+    def __init__(self, live: bool) -> None:
+        self._live = live
+        self._actor = ray.get_actor(FEEDER, namespace=NAMESPACE)
+
+    async def advance(self, now_ms: int) -> None:
+        """A feeder that is away shows as stale features, which is what the decision's own check is for."""
+        if self._live:
+            return
+        try:
+            await asyncio.wait_for(self._actor.advance.remote(now_ms), 1.0)
+        except (TimeoutError, ray.exceptions.RayError):
+            return
+
+
+class ServeExtras:
+    def __init__(self, params: DeploymentHandle, memory: DeploymentHandle, folder: PolicyFolder) -> None:
+        self._params, self._memory, self._folder = params, memory, folder
+
+    async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
+        return await self._params.params.remote(strategy, symbol)
+
+    async def knn(self, symbol: str, k: int) -> dict[str, Any]:
+        return await self._memory.knn.remote(symbol, k)
+
+    async def store_bundle(self, content: bytes) -> dict[str, Any]:
+        bundle = await asyncio.to_thread(self._folder.add, content)
+        manifest = orjson.loads(bundle.manifest.canonical_json())
+        return {"policy_id": bundle.policy_id, "alias": bundle.manifest.alias, "manifest": manifest}
+
+
+@serve.deployment(max_ongoing_requests=256)
+@serve.ingress()
+class Hub:
+    """The ingress: one plain HubService, bound to Ray, behind the HTTP API."""
+
+    def __init__(self, home: Home, config: HubConfig, redis_url: str, market: str, clock: ClockChoice,
+                 production: DeploymentHandle, challenger: DeploymentHandle, params: DeploymentHandle,
+                 memory: DeploymentHandle) -> None:
+        server = config.server
+        reader = LedgerReader(home.ledger)
+        state = folded(reader)
+        self.service = HubService(
+            reader, state, clock.make(state.latest_ms), config.market.symbols,
+            RedisFeatures(redis_url, config.features.deadline_ms / 1_000), ServeHeads(production, challenger),
+            RayWriter(server.commit_deadline_ms / 1_000), RayFeeder(clock.mode == "live"), server)
+        extras = ServeExtras(params, memory, PolicyFolder(home.policies))
+        self._build = lambda: build_api(self.service, extras, home.tokens(), server, market)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._build()
+
+    async def check_health(self) -> None:
+        """A real canary: the fold can be brought up to date on the loop that answers requests."""
+        self.service.catch_up()
+

@@ -1,0 +1,75 @@
+"""Which market and which clock the hub runs on, settled once at start so that every process opens the same one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from feature_repo.features import MINUTE_MS
+from feature_repo.generated import GeneratedMarket
+from feature_repo.market import ChosenMarket, Market, choose_market
+from hub.config import HubConfig
+from policies.clock import Clock, LiveClock, ReplayClock
+
+# Of a recorded or generated run, what comes before is for training and what comes after is replayed.
+TRAINING_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class MarketChoice:
+    """kind: files, hyperliquid or generated. data_dir: of the files. reason: why this kind, for people."""
+
+    kind: str
+    data_dir: str | None
+    symbols: tuple[str, ...]
+    seed: int
+    signal: float
+    generated_bars: int
+    reason: str
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its bars are all there already, so that the clock replays them."""
+        return self.kind != "hyperliquid"
+
+    def open(self) -> Market:
+        if self.kind == "generated":
+            market = GeneratedMarket(self.seed, self.signal, self.symbols, self.generated_bars)
+            return ChosenMarket(market, self.reason)
+        return choose_market(self.data_dir, self.kind, symbols=self.symbols)
+
+
+@dataclass(frozen=True)
+class ClockChoice:
+    """mode: live or replay. start_ms, stop_ms: where a replay clock begins and ends."""
+
+    mode: str
+    start_ms: int
+    stop_ms: int
+
+    def make(self, latest_ms: int) -> Clock:
+        """latest_ms: of the ledger; a replay that goes on does so where it was."""
+        return LiveClock() if self.mode == "live" else ReplayClock(max(self.start_ms, latest_ms), self.stop_ms)
+
+
+def settle(config: HubConfig, data_dir: str | None) -> tuple[MarketChoice, Market]:
+    """The configured market, opened; `auto` is files if there is a data_dir, else Hyperliquid if it answers, else
+    generated.
+    """
+    asked = config.market
+    if asked.kind == "generated":
+        name, reason = "generated", "asked for by configuration"
+    else:
+        found = choose_market(data_dir, None if asked.kind == "auto" else asked.kind, symbols=asked.symbols)
+        name, reason = found.name, found.reason
+    choice = MarketChoice(name, data_dir, asked.symbols, asked.seed, asked.signal, asked.generated_bars, reason)
+    # A generated market is opened anew, so that it has the configured seed, signal and length.
+    return choice, choice.open() if name == "generated" else found
+
+
+def replay_range(market: Market, symbols: tuple[str, ...]) -> tuple[int, int, int]:
+    """(start, end of training = start of the replay, end) in ms, of the time that all symbols have bars for."""
+    runs = [market.bars(symbol) for symbol in symbols]
+    start = max(int(bars.open_time_ms[0]) for bars in runs)
+    stop = min(int(bars.close_time_ms[-1]) for bars in runs)
+    split = start + int((stop - start) * TRAINING_SHARE) // MINUTE_MS * MINUTE_MS
+    return start, split, stop

@@ -1,0 +1,99 @@
+"""The wire: what the HTTP API accepts, strictly. Everything is finite and bounded, unknown fields are refused.
+
+A bound here is what the hub can represent; the shield's limits are tighter and lower an action instead of refusing it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from policies.types import STRATEGIES, Action, Direction, LlmView, Outcome, Portfolio
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]{1,80}$")]
+Symbol = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_/@.\-]{1,20}$")]
+Strategy = Literal["market_making", "momentum", "scalping", "arbitrage", "breakout", "sniping"]
+TimeMs = Annotated[int, Field(ge=0, le=4_102_444_800_000, strict=True)]
+Money = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False, strict=True)]
+Price = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Distance = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PortfolioBody(Strict):
+    equity: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False, strict=True)]
+    current_leverage: Annotated[float, Field(ge=0, le=1_000, allow_inf_nan=False, strict=True)] = 0.0
+    unrealised_pnl: Money = 0.0
+
+
+class LlmBody(Strict):
+    direction: Literal["long", "short", "flat"]
+    confidence: Fraction
+    size_fraction: Fraction
+    leverage: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False, strict=True)]
+    tp_pct: Distance
+    sl_pct: Distance
+    limit_offset_pct: Fraction = 0.0
+    min_conf: Fraction = 0.5
+    strategy_weights: Annotated[dict[Strategy, Fraction], Field(max_length=len(STRATEGIES))] = Field(
+        default_factory=dict)
+
+
+class DecisionRequest(Strict):
+    request_id: Identifier
+    symbol: Symbol
+    strategy: Strategy
+    time_ms: TimeMs | None = None
+    portfolio: PortfolioBody
+    llm: LlmBody | None = None
+    parent_decision_id: Identifier | None = None
+
+
+class OutcomeReport(Strict):
+    decision_id: Identifier
+    part: Annotated[int, Field(ge=0, le=1_000, strict=True)] = 0
+    revision: Annotated[int, Field(ge=0, le=1_000, strict=True)] = 0
+    entry_time_ms: TimeMs
+    exit_time_ms: TimeMs
+    entry_price: Price
+    exit_price: Price
+    size: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False, strict=True)]
+    pnl: Money
+    fees: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False, strict=True)]
+    funding: Money
+    exit_reason: Literal["target", "stop", "horizon", "liquidation", "manual", "not_filled"]
+    drawdown_proxy: Fraction = 0.0
+    equity: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False, strict=True)] | None = None
+    final: bool = True
+    # The bot's own trades have no decision: they say what they were.
+    origin: Literal["hub", "bot"] = "hub"
+    symbol: Symbol | None = None
+    strategy: Strategy | None = None
+    direction: Literal["long", "short"] | None = None
+
+
+class CommandBody(Strict):
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
+    command_id: Identifier | None = None
+
+
+def portfolio_of(values: dict[str, Any]) -> Portfolio:
+    return Portfolio(**values)
+
+
+def llm_view_of(values: dict[str, Any] | None) -> LlmView | None:
+    """The LLM's view from the recorded request."""
+    if values is None:
+        return None
+    action = Action(Direction(values["direction"]), values["size_fraction"], values["leverage"], values["tp_pct"],
+                    values["sl_pct"], values["limit_offset_pct"], values["min_conf"])
+    return LlmView(action, values["confidence"], values["strategy_weights"])
+
+
+def outcome_of(report: OutcomeReport) -> Outcome:
+    return Outcome(**report.model_dump(exclude={"origin", "symbol", "strategy", "direction"}))

@@ -1,0 +1,260 @@
+"""The two use cases, decide and learn, without a framework.
+
+What lies outside (features, heads, the ledger's writer, the feeder) comes in as the protocols below; `deployments.py`
+binds them to Ray, tests bind them to plain objects. The service holds its own fold of the ledger and brings it up to
+date before every decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from feature_repo.features import DECISION_V1
+from hub import decide
+from hub.config import ServerConfig
+from hub.decide import Answer, Features
+from hub.state import HubState, catch_up
+from policies.clock import Clock
+from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
+from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
+from policies.types import Context, Role
+from sentry.ledger import LedgerReader
+
+# A decision that lost against a gate, command or registration is made again; a second loss in a row is rare, a third
+# means that the ledger changes faster than decisions can be made, and the safe answer is right.
+ATTEMPTS = 3
+
+
+class FeatureSource(Protocol):
+    async def read(self, symbol: str) -> Features: ...
+
+
+class Heads(Protocol):
+    async def propose(self, ask: dict[str, Role], context: Context, deadline_s: float) -> dict[str, Answer]: ...
+
+    async def load(self, policy_id: str) -> None: ...
+
+
+class Writer(Protocol):
+    """The ledger's only writer. Every method raises WriterUnavailable when its deadline passes."""
+
+    async def commit_decision(self, body: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
+
+    async def record_outcome(self, outcome: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
+
+    async def command(self, command: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
+
+    async def register(self, registration: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
+
+    async def expire_epoch(self, now_ms: int) -> None: ...
+
+    async def ping(self) -> dict[str, Any]: ...
+
+    async def audit(self, limit: int) -> dict[str, Any]: ...
+
+
+class Feeder(Protocol):
+    async def advance(self, now_ms: int) -> None:
+        """Bring the online store to the clock; in live mode the feeder runs by itself and this returns at once."""
+        ...
+
+
+@dataclass
+class Seen:
+    """What this process has served, for /metrics and the status page. It decides nothing."""
+
+    decisions: Counter[tuple[str, str]] = field(default_factory=Counter)  # (role, "acted" | "observed")
+    degraded: Counter[tuple[str, str]] = field(default_factory=Counter)  # (part, reason)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    conflicts: int = 0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))
+
+
+class HubService:
+    def __init__(self, reader: LedgerReader, state: HubState, clock: Clock, symbols: tuple[str, ...],
+                 features: FeatureSource, heads: Heads, writer: Writer, feeder: Feeder,
+                 settings: ServerConfig) -> None:
+        self.state = state
+        self.seen = Seen()
+        self.clock, self.symbols = clock, symbols
+        self.writer = writer
+        self._reader, self._features, self._heads, self._feeder = reader, features, heads, feeder
+        self._settings = settings
+        self._ticked_ms = -1
+        self._tick_lock = asyncio.Lock()
+
+    def catch_up(self) -> None:
+        """Fold what the writer has committed since. With nothing new this is one read of some microseconds."""
+        catch_up(self.state, self._reader)
+
+    # -- decide -----------------------------------------------------------------------------------------------------
+
+    async def decide(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answer a DecisionRequest (as a dict). The same request_id again gets the recorded answer."""
+        started = time.perf_counter()
+        self.require_symbol(asked["symbol"])
+        request_hash = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        self.catch_up()
+        recorded = self._reader.get("decision", decision_id_of(self.state.seed, asked["request_id"]))
+        if recorded is not None:
+            return _recorded_answer(recorded, request_hash, self.state)
+        time_ms = self.clock.admit(asked["time_ms"])
+        self._require_parent(asked)
+        request = {**asked, "time_ms": time_ms}
+        answer = await self._decided(request, request_hash)
+        self.seen.latencies_ms.append((time.perf_counter() - started) * 1_000)
+        self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
+        self.seen.degraded.update((entry["part"], entry["reason"]) for entry in answer["degraded"])
+        return answer
+
+    async def _decided(self, request: dict[str, Any], request_hash: str) -> dict[str, Any]:
+        try:
+            await self._tick(request["time_ms"])
+            for _ in range(ATTEMPTS):
+                answer = await self._attempt(request, request_hash)
+                if answer is not None:
+                    return answer
+                self.seen.conflicts += 1
+        except WriterUnavailable as error:
+            return self._safe_answer(request, "sentry", str(error))
+        return self._safe_answer(request, "sentry", f"the ledger changed under {ATTEMPTS} attempts")
+
+    async def _tick(self, time_ms: int) -> None:
+        """Once per moment of the clock: features up to it, and the epoch's end."""
+        async with self._tick_lock:
+            if time_ms > self._ticked_ms:
+                await self._feeder.advance(time_ms)
+                self._ticked_ms = time_ms
+            if self.state.epoch_expired(time_ms):
+                await self.writer.expire_epoch(time_ms)
+                self.catch_up()
+
+    async def _attempt(self, request: dict[str, Any], request_hash: str) -> dict[str, Any] | None:
+        """One try: the answer, or None if something that decides who may act came in between."""
+        features = await self._features.read(request["symbol"])
+        self.catch_up()
+        chosen = decide.plan(self.state, request, features)
+        answers: dict[str, Answer] = {}
+        if chosen.ask:
+            context = decide.context_of(request, features)
+            answers = await self._heads.propose(chosen.ask, context, self._settings.head_deadline_ms / 1_000)
+            self.catch_up()
+            if self.state.last_blocking_position > chosen.as_of:
+                return None
+        # Who acts has not changed since the plan, so the conclusion may stand on the newest position.
+        chosen = decide.plan(self.state, request, features)
+        body = decide.conclude(self.state, chosen, request, request_hash, features, answers)
+        committed = await self.writer.commit_decision(body, request["time_ms"])
+        if committed["status"] == "conflict":
+            return None
+        if committed["status"] == "recorded":
+            row = self._reader.get("decision", chosen.decision_id)
+            assert row is not None, "the writer names a recorded decision that the ledger does not hold"
+            return _recorded_answer(row, request_hash, self.state)
+        return answer_of(chosen.decision_id, body, committed["position"])
+
+    def _safe_answer(self, request: dict[str, Any], part: str, reason: str) -> dict[str, Any]:
+        """`llm_only`, not recorded: nothing that the ledger's writer has not judged may act."""
+        features = Features(None, {}, reason)
+        decision_id = decision_id_of(self.state.seed, request["request_id"])
+        chosen = decide.Plan(decision_id, self.state.position, decide.Draw(Role.LLM_ONLY, LLM_ONLY, 1.0), {},
+                             ({"part": part, "reason": reason},))
+        body = decide.conclude(self.state, chosen, request, "", features, {})
+        return {**answer_of(decision_id, body, None), "decision_id": None}
+
+    # -- learn ------------------------------------------------------------------------------------------------------
+
+    async def learn(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Record an OutcomeReport (as a dict). The answer comes after the commit, with the verdicts it caused."""
+        if report["origin"] == "bot":
+            for name in ("symbol", "strategy", "direction"):
+                if report[name] is None:
+                    raise InvalidInput(name, "given for the bot's own trades", None)
+            self.require_symbol(report["symbol"])
+        now_ms = self.clock.now_ms()
+        if self.clock.mode == "replay" and report["exit_time_ms"] > now_ms:
+            # The bot learns of an exit at a bar's close before it asks anything at that close.
+            now_ms = self.clock.admit(report["exit_time_ms"])
+        answer = await self.writer.record_outcome(report, now_ms)
+        self.seen.outcomes[answer["accepted"]] += 1
+        self.catch_up()
+        return answer
+
+    async def command(self, command: str, policy: str, reason: str, command_id: str) -> dict[str, Any]:
+        self.catch_up()
+        policy_id = policy if policy == BOOK else self.policy_id_of(policy)
+        answer = await self.writer.command({"command_id": command_id, "command": command, "policy_id": policy_id,
+                                            "actor": "ops", "reason": reason}, self.clock.now_ms())
+        self.catch_up()
+        return {**answer, "command_id": command_id, "command": command, "policy_id": policy_id}
+
+    async def register(self, policy_id: str, alias: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Register a bundle that is stored already. Both serving processes must be able to open it first."""
+        await self._heads.load(policy_id)
+        answer = await self.writer.register({"policy_id": policy_id, "alias": alias, "manifest": manifest,
+                                             "actor": "ops"}, self.clock.now_ms())
+        self.catch_up()
+        return {**answer, "policy_id": policy_id, "alias": alias}
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    async def readiness(self) -> dict[str, Any]:
+        """Ready when a decision would be recorded: the ledger folds, the writer answers, features can be read."""
+        self.catch_up()
+        parts = {"ledger": self.state.position > 0}
+        try:
+            parts["sentry"] = bool(await self.writer.ping())
+        except WriterUnavailable:
+            parts["sentry"] = False
+        parts["features"] = (await self._features.read(self.symbols[0])).values is not None
+        return {"ready": all(parts.values()), "parts": parts, "position": self.state.position}
+
+    def policy_id_of(self, name: str) -> str:
+        """A policy by id, by the first 8 or more digits of it, or by alias (the newest of that alias)."""
+        heads = self.state.heads
+        if name in heads:
+            return name
+        found = [p for p, head in heads.items() if head.alias == name or (len(name) >= 8 and p.startswith(name))]
+        if not found:
+            raise UnknownEntity("policy", name, [head.alias for head in heads.values()])
+        return found[-1]
+
+    def require_symbol(self, symbol: str) -> None:
+        if symbol not in self.symbols:
+            raise InvalidInput("symbol", f"one of {', '.join(self.symbols)}", symbol)
+
+    def _require_parent(self, asked: dict[str, Any]) -> None:
+        parent = asked["parent_decision_id"]
+        if parent is None:
+            return
+        held = self.state.open_slots.get((asked["symbol"], asked["strategy"]), (None, 0))[0]
+        if held != parent:
+            raise InvalidInput("parent_decision_id", f"the decision that holds the slot, {held or 'which is free'}",
+                               parent)
+
+
+def answer_of(decision_id: str, body: dict[str, Any], position: int | None) -> dict[str, Any]:
+    """The wire answer of a decision's row. position None: not recorded."""
+    same = ("request_id", "policy_id", "policy", "role", "acts", "propensity", "role_probability", "action",
+            "confidence", "horizon_s", "weights", "learning_memory", "shielded", "degraded", "proposals")
+    return {
+        "decision_id": decision_id, "time_ms": body["request"]["time_ms"], **{name: body[name] for name in same},
+        "versions": {"code": body["code_hash"], "config": body["config_hash"], "epoch": body["epoch"],
+                     "as_of": body["as_of"], "position": position, "feature_service": DECISION_V1.name},
+    }
+
+
+def _recorded_answer(row: Row, request_hash: str, state: HubState) -> dict[str, Any]:
+    if row.body["request_hash"] != request_hash:
+        raise ContentConflict("request_id", row.body["request_id"], ["body"])
+    return answer_of(row.key, row.body, row.position)
+
+
+__all__ = ["FeatureSource", "Feeder", "Heads", "HubError", "HubService", "Seen", "Writer", "answer_of"]

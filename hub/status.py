@@ -1,0 +1,86 @@
+"""What people ask of the hub, as JSON values read from the fold: nothing here changes anything."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hub import decide
+from hub.state import HeadState, HubState
+from policies.rows import LLM_ONLY
+from policies.track_record import TrackRecord
+from policies.types import Role
+
+if TYPE_CHECKING:
+    from hub.service import HubService
+
+
+def status(service: HubService, market: str) -> dict[str, Any]:
+    state, seen = service.state, service.seen
+    config = state.config
+    return {
+        "hub": {"rollout": config.rollout.mode.value, "learning_enabled": config.learning.enabled,
+                "clock": service.clock.mode, "now_ms": service.clock.now_ms(), "market": market,
+                "symbols": list(service.symbols), "position": state.position, "epoch": state.epoch.number,
+                "epoch_ends_ms": state.epoch.ends_ms, "decisions": state.decisions, "outcomes": state.outcomes,
+                "config": state.config_hash, "code": state.code_hash},
+        "heads": policies(state),
+        "llm_only_share": state.epoch.roles.shares.get(LLM_ONLY, 0.0),
+        "llm_only_decisions": state.llm_only_decisions,
+        "allocation": decide.weights(state, None),
+        "degraded": [{"part": part, "reason": reason, "count": count}
+                     for (part, reason), count in seen.degraded.most_common(20)],
+        "book": {"peak_equity": finite(state.book.peak_equity), "equity": finite(state.book.equity),
+                 "drawdown_percent": finite(state.book.drawdown_percent), "no_new_risk": state.book.tripped},
+        "latency_ms": percentiles(list(seen.latencies_ms)),
+        "conflicts": seen.conflicts,
+    }
+
+
+def policies(state: HubState) -> list[dict[str, Any]]:
+    return [_head(state, head) for head in state.heads.values()]
+
+
+def policy(state: HubState, policy_id: str) -> dict[str, Any]:
+    head = state.heads[policy_id]
+    return {**_head(state, head), "manifest": head.manifest, "registered_position": head.position}
+
+
+def allocation(state: HubState) -> dict[str, Any]:
+    return {"mode": state.config.learning.allocation_mode, "weights": decide.weights(state, None),
+            "bandit": state.allocation.propose_weights(key=f"epoch/{state.epoch.number}")}
+
+
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    if not values:
+        return {"p50": None, "p95": None, "p99": None}
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity; both mean that there is no figure yet."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _head(state: HubState, head: HeadState) -> dict[str, Any]:
+    """profit_factor and max_drawdown_percent are since the last throttle, halt or resume; `lifetime` is over all."""
+    report = state.ladder_report(head.policy_id)
+    return {
+        "policy_id": head.policy_id, "alias": head.alias,
+        "role": state.epoch.roles.roles.get(head.policy_id, Role.SHADOW).value,
+        "share": state.epoch.roles.shares.get(head.policy_id, 0.0), "decisions": head.decisions,
+        **_figures(head.record), "lifetime": _figures(head.lifetime),
+        "latency_p95_ms": finite(state.gates.latency_p95_ms(head.policy_id)),
+        "judgement": head.verdict["judgement"], "rule": head.verdict["rule"], "figure": finite(head.verdict["figure"]),
+        "green_lit": head.green_lit, "missing": list(report.missing),
+        "e_value": finite(state.evidence[head.policy_id].e_value),
+        "paused": head.paused, "promoted": state.promoted == head.policy_id,
+    }
+
+
+def _figures(record: TrackRecord) -> dict[str, Any]:
+    return {"trades": record.trades, "profit_factor": finite(record.profit_factor),
+            "max_drawdown_percent": record.max_drawdown_percent}

@@ -1,0 +1,231 @@
+"""`hub up`: starts every part, says what it does, serves until it is told to end, and ends exactly what it started.
+
+The order is the order of need: market and features, Redis, Ray, the ledger's writer, Serve. The first decision can be
+asked for as soon as Serve answers; first heads are trained while the hub already serves the LLM alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import ray
+from ray import serve
+
+from feature_repo.redis_server import EmbeddedRedis
+from hub import engine
+from hub.actors import FeederShell, sentry_parts
+from hub.app import build_app
+from hub.config import HubConfig
+from hub.deployments import FEEDER, NAMESPACE, SENTRY
+from hub.home import Home
+from hub.market import ClockChoice, MarketChoice, replay_range, settle
+from policies.errors import HubError
+from sentry.actor import SentryShell
+
+Say = Callable[[str], None]
+
+
+class NotStarted(HubError):
+    """A part did not come up in its time; the message names the log that says why."""
+
+    code = "not_started"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A hub that serves. split_ms: end of the training range and start of the replay; None with a live market."""
+
+    home: Home
+    config: HubConfig
+    choice: MarketChoice
+    market: str
+    redis_url: str
+    start_ms: int | None
+    split_ms: int | None
+    stop_ms: int | None
+    clock: ClockChoice
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.config.server.host}:{self.config.server.port}"
+
+
+@contextmanager
+def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_mlflow: bool = True,
+            first_heads: bool = True) -> Iterator[Running]:
+    """A hub that serves inside the block; every process is gone after it, however it is left."""
+    with ExitStack() as stack:
+        stack.enter_context(home.lock())
+        if left := engine.end_leftovers(home):
+            say(f"ended {left} processes that an earlier run had left behind")
+        stack.callback(_end_children)
+        say("configuration: " + _described(config))
+        hub = _prepared(home, config, data_dir, say, stack)
+        say("Ray: starting")
+        stack.callback(engine.stop, home)
+        engine.start(home, config)
+        say("sentry: replaying the ledger; feeder: applying the feature repo")
+        _start_actors(hub)
+        say("Serve: starting the hub's deployments")
+        serve.run(build_app(home, config, hub.redis_url, hub.market, hub.clock), name="hub")
+        _wait_until_ready(hub)
+        say(f"serving at {hub.url}")
+        if with_mlflow:
+            _start_mlflow(hub, say)
+        if first_heads:
+            _first_heads(hub, say)
+        yield hub
+
+
+def up(home: Home, config: HubConfig, data_dir: str | None, say: Say) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _interrupt(ended))
+    try:
+        with running(home, config, data_dir, say) as hub:
+            _say_addresses(hub, say)
+            while not ended.wait(1.0):
+                pass
+            say("ending")
+    except KeyboardInterrupt:
+        say("interrupted while starting; everything that was started has been ended")
+
+
+def _interrupt(ended: threading.Event) -> None:
+    """The first signal ends the waiting; one during the start unwinds what has been started so far."""
+    if ended.is_set():
+        return
+    ended.set()
+    raise KeyboardInterrupt
+
+
+def _prepared(home: Home, config: HubConfig, data_dir: str | None, say: Say, stack: ExitStack) -> Running:
+    choice, market = settle(config, data_dir)
+    say(f"market: {market.describe()}")
+    redis_url = config.storage.redis_url
+    if not redis_url:
+        server = EmbeddedRedis(home.run / "redis", config.storage.redis_port).start()
+        stack.callback(server.stop)
+        redis_url = server.url
+        say(f"Redis: embedded server on port {config.storage.redis_port}")
+    start = split = stop = None
+    if choice.recorded:
+        start, split, stop = replay_range(market, choice.symbols)
+    mode = config.clock.mode
+    if mode == "auto":
+        mode = "replay" if choice.recorded else "live"
+    return Running(home, config, choice, market.describe(), redis_url, start, split, stop,
+                   ClockChoice(mode, split or 0, stop or 0))
+
+
+def _start_actors(hub: Running) -> None:
+    """Named actors, restarted by Ray without end and never asked twice: their constructors replay.
+
+    Detached, because an actor without a handle in this process would be ended; Ray itself ends with this process.
+    """
+    options: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1,
+                               "max_task_retries": 0, "num_cpus": 0.1}
+    sentry: Any = ray.remote(SentryShell).options(name=SENTRY, max_concurrency=64, **options).remote(
+        str(hub.home.root), hub.config, sentry_parts, hub.split_ms or time.time_ns() // 1_000_000)
+    feeder: Any = ray.remote(FeederShell).options(name=FEEDER, **options).remote(
+        hub.home, hub.choice, hub.redis_url, hub.split_ms or 0)
+    ray.get([sentry.ping.remote(), feeder.ready.remote()], timeout=300)
+
+
+def _wait_until_ready(hub: Running, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    answer = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            response = httpx.get(f"{hub.url}/readyz", timeout=2.0)
+            if response.status_code == 200:
+                return
+            answer = response.text
+        except httpx.HTTPError as error:
+            answer = repr(error)
+        time.sleep(0.05)
+    raise NotStarted(f"the hub was not ready within {timeout_s:g} s: {answer}")
+
+
+def _start_mlflow(hub: Running, say: Say) -> None:
+    """Its page is for people and nothing waits for it: experiments are written to its database, not through it."""
+    port = hub.config.storage.mlflow_port
+    folder = hub.home.mlflow
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.sqlite'}",
+               "--artifacts-destination", str(folder / "artifacts")]
+    # Its job runner would be three more processes that nothing here uses.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (hub.home.logs / "mlflow.log").open("ab") as log:
+        subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, env=environment)
+    say(f"MLflow: starting on port {port}")
+
+
+def _first_heads(hub: Running, say: Say) -> None:
+    """Train and register the first heads if the ledger knows none; the hub serves the LLM alone meanwhile."""
+    ops = {"Authorization": f"Bearer {hub.home.tokens()['ops']}"}
+    with httpx.Client(base_url=hub.url, headers=ops, timeout=60.0) as client:
+        if client.get("/v1/policies").raise_for_status().json()["policies"]:
+            return
+        say("heads: none registered yet; training the first ones")
+        for path in _trained(hub, say):
+            answer = client.post("/v1/policies", content=path.read_bytes())
+            if answer.status_code != 200:
+                raise NotStarted(f"the hub refused {path}: {answer.text}")
+            say(f"heads: registered {answer.json()['alias']} as {answer.json()['policy_id'][:12]}")
+
+
+def _trained(hub: Running, say: Say) -> list[Path]:
+    """Packed bundles of the first heads, made by a process of their own: training libraries stay out of this one."""
+    command = [sys.executable, "-m", "train.first_heads", "--home", str(hub.home.root), "--market", hub.choice.kind,
+               "--symbols", ",".join(hub.choice.symbols), "--seed", str(hub.choice.seed),
+               "--signal", str(hub.choice.signal), "--generated-bars", str(hub.choice.generated_bars)]
+    if hub.split_ms is not None:
+        command += ["--until-ms", str(hub.split_ms)]
+    if hub.choice.data_dir:
+        command += ["--data-dir", hub.choice.data_dir]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            say(f"training: {lines[-1]}")
+    if process.returncode != 0:
+        raise NotStarted(f"training the first heads ended with {process.returncode}: {' | '.join(lines[-5:])}")
+    return [Path(line.removeprefix("bundle ")) for line in lines if line.startswith("bundle ")]
+
+
+def _end_children() -> None:
+    engine.end(psutil.Process().children(recursive=True))
+
+
+def _described(config: HubConfig) -> str:
+    return (f"rollout {config.rollout.mode.value}, learning {'on' if config.learning.enabled else 'off'}, "
+            f"symbols {', '.join(config.market.symbols)}")
+
+
+def _say_addresses(hub: Running, say: Say) -> None:
+    storage = hub.config.storage
+    say("")
+    say(f"HTTP API        {hub.url}/v1/decisions")
+    say(f"ops page        {hub.url}/ops")
+    say(f"metrics         {hub.url}/metrics")
+    say(f"Ray dashboard   http://127.0.0.1:{storage.dashboard_port}   (token: {hub.home.run / 'ray_token'})")
+    say(f"MLflow          http://127.0.0.1:{storage.mlflow_port}")
+    say(f"tokens          {hub.home.tokens_file}")
+    if hub.split_ms is not None:
+        say(f"clock           replay, from {hub.split_ms}; send a later time_ms with a request to move it")
+    say("Ctrl-C ends everything.")

@@ -1,0 +1,447 @@
+"""PolicySentry: what it has not judged is not recorded, and what is not recorded is not acknowledged.
+
+The plain class over ledger, audit and fold. Every operation appends its row, applies it to the fold, and then appends
+what the fold says must follow (verdicts, the next epoch), in one transaction. Restarting is replaying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from policies.clock import LIVE_TOLERANCE_MS
+from policies.errors import ContentConflict, InvalidInput, LedgerCorrupt, UnknownEntity
+from policies.rows import AUDIT_KINDS, BOOK, LLM_ONLY, NewRow, Row, decision_id_of
+from policies.types import STRATEGIES, Direction, Judgement, Outcome
+from sentry.audit import AuditTrail
+from sentry.gates import Finding, GateSettings, judge_figures
+from sentry.ledger import EpisodeRecord, Ledger
+
+T = TypeVar("T")
+
+COMMANDS = ("pause", "resume", "promote", "demote")
+BOOK_COMMANDS = ("pause", "resume")
+OPERATOR = "operator"  # the rule of a verdict that a person gave
+METRICS = ("profit_factor", "max_drawdown", "latency_p95")
+OWN_TRADE = ("symbol", "strategy", "direction")  # what an outcome of the bot's own trade says besides the Outcome
+
+# What the amounts of an outcome must be; written so that NaN fails.
+AMOUNTS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "entry_price": ("> 0 and finite", lambda price: 0 < price < math.inf),
+    "exit_price": ("> 0 and finite", lambda price: 0 < price < math.inf),
+    "size": ("> 0 and finite", lambda size: 0 < size < math.inf),
+    "pnl": ("finite", math.isfinite),
+    "fees": (">= 0 and finite", lambda fees: 0 <= fees < math.inf),
+    "funding": ("finite", math.isfinite),
+    "drawdown_proxy": ("between 0 and 1", lambda fraction: 0 <= fraction <= 1),
+    "equity": (">= 0 and finite, or null", lambda equity: 0 <= equity < math.inf),
+}
+
+# A fold that calls for this many rounds of rows in a row contradicts itself.
+MOST_ROUNDS = 32
+
+log = logging.getLogger(__name__)
+
+
+class Fold(Protocol):
+    """What the writer asks of the composition of all folds. Asking changes nothing; `apply` is the only way in."""
+
+    position: int
+    last_blocking_position: int
+    seed: int
+
+    def apply(self, row: Row) -> None: ...
+
+    def consequences(self, at_ms: int) -> list[NewRow]:
+        """Verdicts and epochs that the ledger must hold now; [] when none."""
+        ...
+
+    def may_execute(self, policy_id: str) -> bool:
+        """Whether it has a share in the current epoch; always True for `llm_only`."""
+        ...
+
+    def epoch_expired(self, now_ms: int) -> bool: ...
+
+    def expire_epoch(self, now_ms: int) -> list[NewRow]: ...
+
+    def trade_of(self, decision: Row) -> dict[str, Any]:
+        """What an outcome's row repeats of its decision; at least decided_ms, direction (as executed) and acts."""
+        ...
+
+    def episode(self, row: Row) -> EpisodeRecord | None:
+        """What an outcome's row makes rememberable."""
+        ...
+
+    def policies(self) -> list[str]:
+        """Registered ids, in the order of registration."""
+        ...
+
+
+@dataclass(frozen=True)
+class CommitAnswer:
+    """row: the decision's; None on a conflict. position: the row's, or the one to read up to before deciding anew."""
+
+    status: Literal["committed", "recorded", "conflict"]
+    row: Row | None
+    position: int
+
+
+@dataclass(frozen=True)
+class OutcomeAnswer:
+    """accepted: `superseded_by_later` is a repeated report that a recorded revision has replaced meanwhile.
+
+    verdicts: bodies of the verdicts that this outcome led to, also when it is reported again.
+    """
+
+    accepted: Literal["recorded", "duplicate", "superseded_by_later"]
+    position: int
+    verdicts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CommandAnswer:
+    """Of everything else that is recorded. position: of the row."""
+
+    accepted: Literal["recorded", "duplicate"]
+    position: int
+
+
+class PolicySentry:
+    """One owner, one thread. `fold` is the state at the ledger's head and is replaced when a transaction fails.
+
+    An operation joins the transaction that is under way; its owner then calls `after_commit`, or `rebuild` after a
+    failure. Without one, it makes its own and does both.
+    """
+
+    def __init__(self, ledger: Ledger, audit: AuditTrail, fold_factory: Callable[[], Fold], genesis: NewRow,
+                 now_ms: int, gate_settings: GateSettings | None = None) -> None:
+        self._ledger, self._audit, self._fold_factory = ledger, audit, fold_factory
+        self._gate_settings = gate_settings or GateSettings()
+        self._unsettled: list[Row] = []  # appended by the transaction under way
+        self.rebuild()
+        self._configure(genesis, now_ms)
+        audit.complete(ledger)
+
+    # -- the state --------------------------------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """The fold by replay of the whole ledger."""
+        fold = self._fold_factory()
+        for row in self._ledger.rows():
+            fold.apply(row)
+        self.fold = fold
+        self._unsettled = []
+
+    def after_commit(self) -> None:
+        """Audit what was committed. If that fails the commit stands, and the next call makes up for it."""
+        rows = [row for row in self._unsettled if row.kind in AUDIT_KINDS]
+        self._unsettled = []
+        if not rows:
+            return
+        try:
+            self._audit.complete(self._ledger)
+        except Exception:
+            log.exception("the audit lags behind the ledger from position %d", rows[0].position)
+
+    def _configure(self, genesis: NewRow, now_ms: int) -> None:
+        """Begin an empty ledger, or record that configuration or code are others than the last ones."""
+        recorded = list(self._ledger.rows(kinds={"genesis", "configuration"}))
+        body = {name: genesis.body[name] for name in ("config", "config_hash", "code_hash")}
+        if not recorded:
+            self._operate(lambda: self._record(genesis, now_ms))
+        elif any(recorded[-1].body[name] != body[name] for name in ("config_hash", "code_hash")):
+            key = f"{body['config_hash']}@{self._ledger.head() + 1}"
+            self._operate(lambda: self._record(NewRow("configuration", key, body), now_ms))
+
+    def _operate(self, operation: Callable[[], T]) -> T:
+        if self._ledger.in_transaction:
+            return operation()
+        try:
+            with self._ledger.transaction():
+                answer = operation()
+        except BaseException:
+            if self._unsettled:
+                self.rebuild()
+            raise
+        self.after_commit()
+        return answer
+
+    def _record(self, new: NewRow, at_ms: int) -> list[Row]:
+        """Append and apply a row and all that follows from it. The first of the answer is the row itself."""
+        rows = [self._append(new, at_ms)]
+        if rows[0].kind == "outcome":
+            episode = self.fold.episode(rows[0])
+            if episode is not None:
+                self._ledger.put_episode(episode)
+        for _ in range(MOST_ROUNDS):
+            following = self.fold.consequences(at_ms)
+            if not following:
+                return rows
+            rows += [self._append(consequence, at_ms) for consequence in following]
+        raise LedgerCorrupt(f"what follows from row {rows[0].position} does not end")
+
+    def _append(self, new: NewRow, at_ms: int) -> Row:
+        row = self._ledger.append(new, at_ms)
+        self._unsettled.append(row)  # before the fold sees it: should that fail, the fold has to be rebuilt
+        self.fold.apply(row)
+        return row
+
+    # -- decisions and outcomes -------------------------------------------------------------------------------------
+
+    def commit_decision(self, body: dict[str, Any], now_ms: int) -> CommitAnswer:
+        """Record a decision unless something that decides who may act lies between its `as_of` and its own row.
+
+        body: `request_id`, `request_hash`, `policy_id`, `as_of` and whatever else the decision's row holds. The same
+        request again gets the recorded row; ContentConflict if its hash is another one.
+        """
+        decision_id = decision_id_of(self.fold.seed, _text(body, "request_id"))
+        recorded = self._ledger.get("decision", decision_id)
+        if recorded is not None:
+            if recorded.body["request_hash"] != _text(body, "request_hash"):
+                raise ContentConflict("decision", decision_id, ["request_hash"])
+            return CommitAnswer("recorded", recorded, recorded.position)
+        _text(body, "request_hash")
+        as_of = _whole(body, "as_of", 0, self.fold.position)
+        if as_of < self.fold.last_blocking_position or not self.fold.may_execute(_text(body, "policy_id")):
+            return CommitAnswer("conflict", None, self.fold.position)
+        row = self._operate(lambda: self._record(NewRow("decision", decision_id, body), now_ms))[0]
+        return CommitAnswer("committed", row, row.position)
+
+    def record_outcome(self, outcome: Mapping[str, Any], origin: str, now_ms: int) -> OutcomeAnswer:
+        """Record what came of a decision, or (origin `bot`) of a trade that the bot made on its own.
+
+        outcome: the fields of an Outcome; of an own trade also symbol, strategy and direction, and `equity` is needed.
+        UnknownEntity for a decision that is not recorded; ContentConflict for another content under a recorded key or
+        for a revision below a recorded one; InvalidInput for what cannot be true.
+        """
+        if origin not in ("hub", "bot"):
+            raise InvalidInput("origin", "hub or bot", origin)
+        fields = {name: value for name, value in outcome.items() if name not in OWN_TRADE}
+        own = {name: outcome.get(name) for name in OWN_TRADE}
+        one = _outcome(fields)
+        trade = self._trade(one, own, origin)
+        body: dict[str, Any] = {"outcome": one.to_dict(), "origin": origin, "trade": trade}
+        revisions = self._revisions(one)
+        later = [revision for revision in revisions if revision > one.revision]
+        recorded = self._ledger.get("outcome", one.key)
+        if recorded is not None:
+            differing = _differing(recorded.body, body)
+            if differing:
+                raise ContentConflict("outcome", one.key, differing)
+            return OutcomeAnswer("superseded_by_later" if later else "duplicate", recorded.position,
+                                 self._verdicts_after(recorded))
+        if later:
+            raise ContentConflict("outcome", one.key, [f"revision: {max(later)} is recorded already"])
+        _require_times(one, trade, now_ms)
+        _require_pnl(one, trade)
+        body["supersedes"] = max(revisions, default=None)
+        rows = self._operate(lambda: self._record(NewRow("outcome", one.key, body), now_ms))
+        return OutcomeAnswer("recorded", rows[0].position, [row.body for row in rows if row.kind == "verdict"])
+
+    def _trade(self, one: Outcome, own: dict[str, Any], origin: str) -> dict[str, Any]:
+        """What the outcome's row repeats of its decision, so that rows stand alone."""
+        decision = self._ledger.get("decision", one.decision_id)
+        if origin == "bot":
+            if decision is not None:
+                raise InvalidInput("decision_id", "the bot's own, not that of a recorded decision", one.decision_id)
+            return _own_trade(one, own)
+        if decision is None:
+            raise UnknownEntity("decision", one.decision_id)
+        for name, value in own.items():
+            if value is not None:
+                raise InvalidInput(name, "absent: the decision says it", value)
+        return self.fold.trade_of(decision)
+
+    def _revisions(self, one: Outcome) -> list[int]:
+        """The recorded revisions of the outcome's part."""
+        prefix = f"{one.decision_id}/{one.part}/"
+        ends = (key.removeprefix(prefix) for key in self._ledger.keys("outcome", prefix))
+        return [int(end) for end in ends if end.isdigit()]
+
+    def _verdicts_after(self, outcome: Row) -> list[dict[str, Any]]:
+        """The verdicts that were recorded with an outcome: they and its epoch follow its row directly."""
+        verdicts = []
+        for row in self._ledger.rows(after=outcome.position, limit=MOST_ROUNDS):
+            if row.kind not in ("verdict", "epoch") or row.body.get("rule") == OPERATOR:
+                break
+            if row.kind == "verdict":
+                verdicts.append(row.body)
+        return verdicts
+
+    # -- who may act ------------------------------------------------------------------------------------------------
+
+    def register(self, policy_id: str, alias: str, manifest: dict[str, Any], actor: str, now_ms: int) -> CommandAnswer:
+        """Make a policy known. Again with the same alias and manifest: duplicate."""
+        if policy_id in ("", BOOK, LLM_ONLY):
+            raise InvalidInput("policy_id", f"the id of a bundle, not {BOOK} or {LLM_ONLY}", policy_id)
+        body = {"policy_id": policy_id, "alias": alias, "manifest": manifest, "actor": actor}
+        return self._once(NewRow("policy", policy_id, body), ("alias", "manifest"), now_ms)
+
+    def command(self, command_id: str, command: str, policy_id: str, actor: str, reason: str,
+                now_ms: int) -> CommandAnswer:
+        """An operator's pause, resume, promote or demote of a policy; pause or resume of the book."""
+        if command not in COMMANDS:
+            raise InvalidInput("command", f"one of {', '.join(COMMANDS)}", command)
+        if policy_id == BOOK and command not in BOOK_COMMANDS:
+            raise InvalidInput("command", f"one of {', '.join(BOOK_COMMANDS)} for the book", command)
+        self._require_policy(policy_id)
+        body = {"command": command, "policy_id": policy_id, "actor": actor, "reason": reason}
+        return self._once(NewRow("command", command_id, body), tuple(body), now_ms)
+
+    def expire_epoch(self, now_ms: int) -> CommandAnswer | None:
+        """Begin the next epoch if the present one has ended; None if it has not."""
+        rows = self.fold.expire_epoch(now_ms) if self.fold.epoch_expired(now_ms) else []
+        if not rows:
+            return None
+        written = self._operate(lambda: [row for new in rows for row in self._record(new, now_ms)])
+        return CommandAnswer("recorded", written[-1].position)
+
+    def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any,
+                now_ms: int) -> CommandAnswer:
+        """Record what cannot be folded from outcomes. figure: finite, in the unit that `what` names."""
+        body = {"what": what, "policy_id": policy_id, "figure": figure, "detail": detail}
+        row = self._operate(lambda: self._record(NewRow("observation", None, body), now_ms))[0]
+        return CommandAnswer("recorded", row.position)
+
+    def _once(self, new: NewRow, content: tuple[str, ...], now_ms: int) -> CommandAnswer:
+        """Record a row under its key, once. content: the fields that must be equal when it comes again."""
+        recorded = self._ledger.get(new.kind, new.key or "")
+        if recorded is not None:
+            differing = [name for name in content if recorded.body[name] != new.body[name]]
+            if differing:
+                raise ContentConflict(new.kind, recorded.key, differing)
+            return CommandAnswer("duplicate", recorded.position)
+        return CommandAnswer("recorded", self._operate(lambda: self._record(new, now_ms))[0].position)
+
+    # -- judgements, by the users' names ----------------------------------------------------------------------------
+
+    def validate_policy(self, policy_id: str, metrics: Mapping[str, float]) -> Finding:
+        """What the gates say of these figures; records nothing. A figure that is missing or NaN closes its gate.
+
+        metrics: profit_factor (of enough trades to judge), max_drawdown (percent), latency_p95 (ms).
+        """
+        for name in metrics:
+            if name not in METRICS:
+                raise InvalidInput(f"metrics.{name}", f"one of {', '.join(METRICS)}", name, f"of policy {policy_id}")
+        profit_factor, drawdown_percent, latency_p95_ms = (metrics.get(name, math.nan) for name in METRICS)
+        return judge_figures(drawdown_percent, profit_factor, math.inf, latency_p95_ms, self._gate_settings)
+
+    def approve_policy(self, policy_id: str, now_ms: int, actor: str = OPERATOR, reason: str = "") -> CommandAnswer:
+        return self._judge(Judgement.APPROVE, policy_id, now_ms, actor, reason)
+
+    def reduce_traffic(self, policy_id: str, now_ms: int, actor: str = OPERATOR, reason: str = "") -> CommandAnswer:
+        return self._judge(Judgement.REDUCE, policy_id, now_ms, actor, reason)
+
+    def throttle_policy(self, policy_id: str, now_ms: int, actor: str = OPERATOR, reason: str = "") -> CommandAnswer:
+        return self._judge(Judgement.THROTTLE, policy_id, now_ms, actor, reason)
+
+    def emergency_halt(self, policy_id: str, now_ms: int, actor: str = OPERATOR, reason: str = "") -> CommandAnswer:
+        """Halt a policy, or, for `book`, all new risk."""
+        return self._judge(Judgement.HALT, policy_id, now_ms, actor, reason)
+
+    def _judge(self, judgement: Judgement, policy_id: str, now_ms: int, actor: str, reason: str) -> CommandAnswer:
+        if policy_id == BOOK and judgement is not Judgement.HALT:
+            raise InvalidInput("policy_id", "a policy: the book can only be halted, and resumed by command", policy_id)
+        self._require_policy(policy_id)
+        body = {"policy_id": policy_id, "judgement": judgement.value, "rule": OPERATOR, "figure": None, "limit": None,
+                "trades": None, "caused_by": None, "actor": actor, "reason": reason}
+        row = self._operate(lambda: self._record(NewRow("verdict", None, body), now_ms))[0]
+        return CommandAnswer("recorded", row.position)
+
+    def _require_policy(self, policy_id: str) -> None:
+        if policy_id != BOOK and policy_id not in self.fold.policies():
+            raise UnknownEntity("policy", policy_id, self.fold.policies())
+
+
+def _outcome(fields: Mapping[str, Any]) -> Outcome:
+    """An Outcome whose every field makes sense by itself; InvalidInput names the first that does not."""
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Outcome)}
+    for name in fields:
+        if name not in known:
+            raise InvalidInput(name, f"one of {', '.join(known)}", fields[name])
+    for name, needed in known.items():
+        if needed and name not in fields:
+            raise InvalidInput(name, "given", None)
+    _text(fields, "decision_id")
+    for name in ("part", "revision", "entry_time_ms", "exit_time_ms"):
+        _whole(fields, name, 0, 2**53)
+    one = Outcome(**fields)
+    for name, (legal, fits) in AMOUNTS.items():
+        amount = getattr(one, name)
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not fits(amount):
+            if name == "equity" and amount is None:
+                continue
+            raise InvalidInput(name, legal, amount)
+    if one.exit_reason not in Outcome.EXIT_REASONS:
+        raise InvalidInput("exit_reason", f"one of {', '.join(Outcome.EXIT_REASONS)}", one.exit_reason)
+    if not isinstance(one.final, bool):
+        raise InvalidInput("final", "true or false", one.final)
+    return one
+
+
+def _own_trade(one: Outcome, own: dict[str, Any]) -> dict[str, Any]:
+    """An own trade as a decision would have described it, with the equity before it."""
+    if not isinstance(own["symbol"], str) or not own["symbol"]:
+        raise InvalidInput("symbol", "given for the bot's own trade", own["symbol"])
+    if own["strategy"] not in STRATEGIES:
+        raise InvalidInput("strategy", f"one of {', '.join(STRATEGIES)}", own["strategy"])
+    if own["direction"] not in ("long", "short"):
+        raise InvalidInput("direction", "long or short", own["direction"])
+    equity_before = math.nan if one.equity is None else one.equity - one.net_pnl
+    if not 0 < equity_before < math.inf:
+        raise InvalidInput("equity", "given for the bot's own trade, and above its net PnL", one.equity)
+    return {**own, "policy_id": LLM_ONLY, "acts": False, "decided_ms": one.entry_time_ms, "equity": equity_before,
+            "leverage": None, "bucket": "", "executed": {}, "features": None}
+
+
+def _require_times(one: Outcome, trade: Mapping[str, Any], now_ms: int) -> None:
+    """InvalidInput unless decision <= entry <= exit <= now."""
+    if one.entry_time_ms < trade["decided_ms"] - LIVE_TOLERANCE_MS:
+        raise InvalidInput("entry_time_ms", f"not before its decision at {trade['decided_ms']}", one.entry_time_ms)
+    if one.exit_time_ms < one.entry_time_ms:
+        raise InvalidInput("exit_time_ms", f"not before the entry at {one.entry_time_ms}", one.exit_time_ms)
+    if one.exit_time_ms > now_ms + LIVE_TOLERANCE_MS:
+        raise InvalidInput("exit_time_ms", f"not after the hub's clock at {now_ms}", one.exit_time_ms)
+
+
+def _require_pnl(one: Outcome, trade: Mapping[str, Any]) -> None:
+    """pnl = (exit - entry) * size * direction within 1e-6, and 1e-9 of the notional for what rounding leaves.
+
+    Where the hub did not act and said flat, only the bot knows the direction, and either is accepted.
+    """
+    direction = Direction(trade["direction"])
+    signs = (1, -1) if direction is Direction.FLAT and not trade["acts"] else (direction.sign,)
+    rounding = 1e-9 * one.entry_price * one.size
+    for sign in (0,) if one.exit_reason == "not_filled" else signs:
+        expected = (one.exit_price - one.entry_price) * one.size * sign
+        if math.isclose(one.pnl, expected, rel_tol=1e-6, abs_tol=rounding):
+            return
+    raise InvalidInput("pnl", f"(exit_price - entry_price) * size * direction, which is {expected:.10g}", one.pnl)
+
+
+def _differing(recorded: Mapping[str, Any], body: Mapping[str, Any]) -> list[str]:
+    """The fields of an outcome's report that are not as recorded."""
+    differing = [name for name, value in body["outcome"].items() if recorded["outcome"].get(name) != value]
+    if recorded["origin"] != body["origin"]:
+        return [*differing, "origin"]
+    if body["origin"] == "bot":
+        differing += [name for name in OWN_TRADE if recorded["trade"][name] != body["trade"][name]]
+    return differing
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidInput(name, "a text that is not empty", value)
+    return value
+
+
+def _whole(body: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(name, f"a whole number between {low} and {high}", value)
+    return value

@@ -1,0 +1,119 @@
+"""The backtest: one trade per slot, filled by the engine, blind to whatever lies after a decision."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from policies.bars import Bars
+from policies.fills import Costs, simulate_brackets
+from policies.track_record import TrackRecord
+from policies.types import Action, Context, Direction, Proposal
+from train.backtest import BacktestReport, backtest
+from train.dataset import FeatureRows
+
+MINUTE = 60_000
+ACTION = Action(Direction.LONG, 0.05, 5.0, 0.006, 0.004)
+
+
+class SignHead:
+    """Long where the only feature is above 1, short where it is under -1."""
+
+    policy_id = "0" * 64
+    features = ("x",)
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self._offset = offset
+
+    def predict(self, obs: ArrayLike) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+    def propose(self, context: Context) -> Proposal:
+        x = context.features[0]
+        side = Direction.LONG if x > 1 else Direction.SHORT if x < -1 else Direction.FLAT
+        return Proposal(dataclasses.replace(ACTION, direction=side, limit_offset_pct=self._offset), 0.6)
+
+
+def market(seed: int = 0, n: int = 600) -> tuple[dict[str, Bars], dict[str, FeatureRows]]:
+    bars, rows = {}, {}
+    for number, symbol in enumerate(("BTC", "ETH")):
+        rng = np.random.default_rng(seed + number)
+        close = 100 * np.exp(np.cumsum(rng.normal(0, 0.002, n)))
+        opens = np.concatenate([[100.0], close[:-1]])
+        bars[symbol] = Bars(symbol, MINUTE, np.arange(n, dtype=np.int64) * MINUTE, opens,
+                            np.maximum(opens, close) * 1.0005, np.minimum(opens, close) * 0.9995, close, np.ones(n))
+        rows[symbol] = FeatureRows(bars[symbol].close_time_ms, rng.normal(size=(n, 1)))
+    return bars, rows
+
+
+def run(bars: dict[str, Bars], rows: dict[str, FeatureRows], offset: float = 0.0) -> BacktestReport:
+    return backtest(SignHead(offset), bars, rows, 10, Costs())
+
+
+def test_trades_equal_those_of_the_fast_walk_taken_one_at_a_time() -> None:
+    bars, rows = market()
+    expected = []
+    for symbol, part in rows.items():
+        n = len(bars[symbol])
+        x = part.values[:, 0]
+        fills = simulate_brackets(bars[symbol], np.arange(1, n + 1), np.where(x > 0, 1, -1), 5.0, 0.006, 0.004, 10)
+        free = 0
+        for place in np.flatnonzero(np.abs(x) > 1):
+            if place < free:
+                continue
+            if not fills.finished[place]:
+                break
+            free = fills.exit_index[place]
+            expected.append((int(bars[symbol].close_time_ms[free]), symbol, 0.05 * fills.net_return_on_margin[place]))
+    trades = run(bars, rows).trades
+    assert [(t.exit_time_ms, t.symbol) for t in trades] == [(e[0], e[1]) for e in sorted(expected)]
+    assert [t.net_return for t in trades] == pytest.approx([e[2] for e in sorted(expected)])
+    assert len(trades) > 50
+
+
+def test_a_slot_never_holds_two_trades() -> None:
+    for symbol in ("BTC", "ETH"):
+        own = [t for t in run(*market()).trades if t.symbol == symbol]
+        assert all(a.exit_time_ms <= b.entry_time_ms for a, b in itertools.pairwise(own))
+
+
+def test_the_future_changes_no_trade_that_ended_before_it() -> None:
+    bars, rows = market(0)
+    other_bars, other_rows = market(50)
+    cut = 300
+    spliced_bars = {s: dataclasses.replace(b, **{
+        name: np.concatenate([getattr(b, name)[:cut], getattr(other_bars[s], name)[cut:]])
+        for name in ("open", "high", "low", "close", "volume")}) for s, b in bars.items()}
+    spliced_rows = {s: FeatureRows(r.event_time_ms, np.concatenate([r.values[:cut], other_rows[s].values[cut:]]))
+                    for s, r in rows.items()}
+    before, after = ([t for t in run(b, r).trades if t.exit_time_ms <= cut * MINUTE]
+                     for b, r in ((bars, rows), (spliced_bars, spliced_rows)))
+    assert before == after
+    assert len(before) > 20
+
+
+def test_limit_entries_that_are_not_filled_are_no_trades() -> None:
+    market_trades, limit_trades = (run(*market(), offset=o).trades for o in (0.0, 0.002))
+    assert 0 < len(limit_trades) < len(market_trades)
+    assert all(t.exit_reason != "not_filled" for t in limit_trades)
+
+
+def test_the_record_is_the_fold_of_the_trades_in_the_order_of_their_exits() -> None:
+    report = run(*market())
+    record = TrackRecord()
+    for trade in report.trades:
+        record.record(f"{trade.symbol}{trade.entry_time_ms}", trade.net_return)
+    figures = report.metrics()
+    assert figures["trades"] == record.trades == len(report.trades)
+    assert figures["profit_factor"] == record.profit_factor
+    assert figures["max_drawdown_percent"] == record.max_drawdown_percent
+
+
+def test_no_trades_give_figures_without_a_profit_factor() -> None:
+    bars, rows = market()
+    flat = {s: FeatureRows(r.event_time_ms, np.zeros_like(r.values)) for s, r in rows.items()}
+    assert run(bars, flat).metrics() == {"trades": 0.0, "max_drawdown_percent": 0.0, "net_return_percent": 0.0}

@@ -1,0 +1,208 @@
+"""The first heads of a new hub: the momentum baseline and a CatBoost classifier, trained on what came before a time.
+
+    python -m train.first_heads --home var --market generated --until-ms 1737000000000
+
+prints progress, and for each head a line `policy <alias> <policy_id>` and a line `bundle <path>` of its packed file.
+Registering them is left to the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import click
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+
+from feature_repo.features import DECISION_V1
+from feature_repo.generated import GeneratedMarket
+from feature_repo.market import KINDS, ChosenMarket, Market, choose_market
+from feature_repo.store import FeatureRepo
+from feature_repo.transforms import LOOKBACK_BARS, compute_features
+from policies.bars import Bars
+from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
+from policies.checks import require_sound
+from policies.errors import HubError, InvalidInput
+from policies.fills import Costs
+from policies.heads import load_head
+from train.backtest import BacktestReport, backtest
+from train.catboost import CatBoostSettings, train_catboost
+from train.dataset import Brackets, FeatureRows, build_dataset, rows_by_symbol, split_by_time
+from train.tracking import code_version, log_training
+
+EXPERIMENT = "first_heads"
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FirstHeadsSettings:
+    """lookback_bars: of each symbol, up to the end of training. training_rows: of all symbols together, evenly spaced:
+    neighbouring rows have nearly the same features and label, and the point-in-time join is the slow part.
+    fit_share, validation_share: of the time range; the rest is for the backtest.
+    """
+
+    lookback_bars: Annotated[int, Ge(1_000), Le(1_000_000)] = 25_200
+    training_rows: Annotated[int, Ge(500), Le(1_000_000)] = 20_000
+    fit_share: Annotated[float, Ge(0.1), Le(0.8)] = 0.6
+    validation_share: Annotated[float, Ge(0.05), Le(0.4)] = 0.2
+    momentum_threshold: Annotated[float, Ge(0), Le(100)] = 1.0
+    brackets: Brackets = field(default_factory=Brackets)
+    costs: Costs = field(default_factory=Costs)
+    catboost: CatBoostSettings = field(default_factory=CatBoostSettings)
+
+
+def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int, symbols: Sequence[str] = (),
+                      until_ms: int | None = None, settings: FirstHeadsSettings | None = None,
+                      progress: Progress = lambda line: None) -> list[Bundle]:
+    """Both bundles, the baseline first; each is logged with its backtest and packed as home/policies/<alias>.pt.
+
+    symbols: all of the market's if empty. until_ms: no bar that closes later is seen; None is the end of the bars.
+    """
+    settings = settings or FirstHeadsSettings()
+    bars = _bars_until(market, symbols or market.symbols, until_ms, settings.lookback_bars)
+    rows = {}
+    for symbol, run in bars.items():
+        frame = compute_features(run)
+        repo.write_offline(symbol, frame)
+        rows[symbol] = FeatureRows(frame.event_time_ms, frame.values)
+        progress(f"features: {symbol}, {len(frame)} rows")
+    repo.apply()
+    times = _thinned(rows, settings.training_rows)
+    joined = rows_by_symbol(repo.training_frame(list(rows), times), DECISION_V1.names)
+    template = _template(market, list(bars), settings)
+    required = np.array([name not in template.optional_features for name in template.features])
+    dataset = build_dataset(bars, joined, required, settings.brackets, settings.costs)
+    progress(f"dataset: {len(dataset)} rows joined point in time; short, flat, long: "
+             f"{np.bincount(dataset.classes, minlength=3).tolist()}")
+    embargo_ms = (settings.brackets.horizon_bars + 1) * next(iter(bars.values())).interval_ms
+    shares = (settings.fit_share, settings.validation_share, 1 - settings.fit_share - settings.validation_share)
+    fit, validation, held_out = split_by_time(dataset, shares, embargo_ms)
+    unseen = {symbol: _since(part, int(held_out.event_time_ms[0])) for symbol, part in rows.items()}
+    baseline = _momentum_bundle(template, settings)
+    trained = train_catboost(fit, validation, replace(template, alias="catboost_v1"), settings.brackets,
+                             settings.catboost)
+    progress(f"catboost: {trained.metrics['trees']:.0f} trees, log loss "
+             f"{trained.metrics['validation_log_loss']:.4f} on the validation slice")
+    for bundle, metrics in ((baseline, {}), (trained.bundle, dict(trained.metrics))):
+        head = load_head(bundle)
+        require_sound(head, held_out.values[:64])
+        report = backtest(head, bars, unseen, settings.brackets.horizon_bars, settings.costs)
+        progress(_described(bundle, report))
+        log_training(home, EXPERIMENT, bundle, {"symbols": ",".join(bars), "rows": len(dataset)},
+                     {**metrics, **{f"backtest_{n}": v for n, v in report.metrics().items()}}, report.record.returns,
+                     now_ms)
+        _write_packed(home, bundle)
+    return [baseline, trained.bundle]
+
+
+def packed_path(home: Path, bundle: Bundle) -> Path:
+    return home / "policies" / f"{bundle.manifest.alias}.pt"
+
+
+def _bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
+    bars = {}
+    for symbol in symbols:
+        run = market.bars(symbol, stop_ms=until_ms)
+        if until_ms is not None:
+            run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
+        if len(run) < 2 * LOOKBACK_BARS:
+            raise InvalidInput("until_ms", f"after at least {2 * LOOKBACK_BARS} bars of {symbol}", until_ms)
+        bars[symbol] = run.slice(max(0, len(run) - lookback_bars), len(run))
+    return bars
+
+
+def _thinned(rows: Mapping[str, FeatureRows], limit: int) -> NDArray[np.int64]:
+    """Evenly spaced event times, so that all symbols together have at most about `limit` rows."""
+    times = np.unique(np.concatenate([part.event_time_ms for part in rows.values()]))
+    step = -(-len(times) * len(rows) // limit)
+    return times[::step]
+
+
+def _since(rows: FeatureRows, start_ms: int) -> FeatureRows:
+    first = int(np.searchsorted(rows.event_time_ms, start_ms))
+    return FeatureRows(rows.event_time_ms[first:], rows.values[first:])
+
+
+def _template(market: Market, symbols: list[str], settings: FirstHeadsSettings) -> Manifest:
+    """What both manifests share, in the kind that needs no files."""
+    optional = tuple(name for group in DECISION_V1.optional_groups for name in DECISION_V1.groups[group])
+    return Manifest(
+        kind="momentum_rule", alias="template", features=DECISION_V1.names, feature_service=DECISION_V1.name,
+        required_groups=DECISION_V1.required_groups, optional_groups=DECISION_V1.optional_groups,
+        optional_features=optional,
+        trained_on={"market": market.describe(), "symbols": symbols, "code_version": code_version(),
+                    "lookback_bars": settings.lookback_bars, "costs": asdict(settings.costs)})
+
+
+def _momentum_bundle(template: Manifest, settings: FirstHeadsSettings) -> Bundle:
+    """The baseline learns nothing: it is there to be beaten."""
+    levels = {name: float(getattr(settings.brackets, name)) for name in ("leverage", "tp_pct", "sl_pct")}
+    return make_bundle(replace(
+        template, alias="momentum_v1", inputs={"momentum": "ret_15"},
+        parameters={**levels, "threshold": settings.momentum_threshold, "min_conf": 0.5}), {})
+
+
+def _described(bundle: Bundle, report: BacktestReport) -> str:
+    figures = report.metrics()
+    return (f"{bundle.manifest.alias}: {figures['trades']:.0f} trades on the held-out slice, profit factor "
+            f"{report.record.profit_factor:.2f}, drawdown {figures['max_drawdown_percent']:.2f} %")
+
+
+def _write_packed(home: Path, bundle: Bundle) -> None:
+    """A reader sees the old file or the new one, whole."""
+    path = packed_path(home, bundle)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_suffix(".part")
+    part.write_bytes(pack_bundle(bundle))
+    os.replace(part, path)
+
+
+def _open_market(kind: str, data_dir: str | None, symbols: Sequence[str], seed: int, signal: float,
+                 generated_bars: int) -> Market:
+    if kind == "generated":
+        return ChosenMarket(GeneratedMarket(seed, signal, symbols, generated_bars), "asked for by the caller")
+    return choose_market(data_dir, None if kind == "auto" else kind, symbols=symbols, seed=seed)
+
+
+@click.command()
+@click.option("--home", type=click.Path(path_type=Path), required=True, help="HUB_HOME of the hub.")
+@click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
+@click.option("--data-dir", default=None, help="Folder of recorded bars.")
+@click.option("--symbols", default="BTC,ETH,SOL,HYPE", show_default=True, help="Separated by commas.")
+@click.option("--seed", default=7, show_default=True, help="Of the generated market.")
+@click.option("--signal", default=1.0, show_default=True, help="Planted edge of the generated market.")
+@click.option("--generated-bars", default=43_200, show_default=True)
+@click.option("--until-ms", type=int, default=None, help="No bar that closes later is seen.")
+@click.option("--lookback-bars", default=FirstHeadsSettings.lookback_bars, show_default=True)
+@click.option("--training-rows", default=FirstHeadsSettings.training_rows, show_default=True)
+def main(home: Path, market: str, data_dir: str | None, symbols: str, seed: int, signal: float, generated_bars: int,
+         until_ms: int | None, lookback_bars: int, training_rows: int) -> None:
+    """Train the first heads and print where their bundles are."""
+    for library in ("alembic", "mlflow"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    settings = FirstHeadsSettings(lookback_bars=lookback_bars, training_rows=training_rows)
+    try:
+        opened = _open_market(market, data_dir, symbols.split(","), seed, signal, generated_bars)
+        click.echo(opened.describe())
+        # Only the offline store is used; the online one is named because Feast wants an address.
+        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0")
+        bundles = train_first_heads(opened, repo, home, time.time_ns() // 1_000_000, until_ms=until_ms,
+                                    settings=settings, progress=click.echo)
+    except HubError as error:
+        raise click.ClickException(str(error)) from error
+    for bundle in bundles:
+        click.echo(f"policy {bundle.manifest.alias} {bundle.policy_id}")
+        click.echo(f"bundle {packed_path(home, bundle)}")
+
+
+if __name__ == "__main__":
+    main()
