@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -102,9 +103,26 @@ def _runs(folder: Path, venue: str | None) -> list[Run]:
 
 
 def _extent(path: Path) -> tuple[int, int]:
-    """Open times [first, last + 1 minute) of a file. Of a sorted column the first and last value are enough."""
+    """Open times [first, last + 1 minute) of a file: of parquet from its statistics, so that no column is read.
+
+    A file whose times are not sorted is found when its bars are read.
+    """
+    if path.suffix == ".parquet" and (known := _extent_of_statistics(path)) is not None:
+        return known
     times = _times(path, _table(path, ("timestamp",)))
     return int(times[0]), int(times[-1]) + MINUTE_MS
+
+
+def _extent_of_statistics(path: Path) -> tuple[int, int] | None:
+    """None if the file does not say, or keeps its times in another way than as timestamps."""
+    try:
+        metadata = pq.read_metadata(path)
+        place = metadata.schema.names.index("timestamp")
+        groups = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+        low, high = min(group.min for group in groups), max(group.max for group in groups)
+        return int(low.timestamp() * 1000), int(high.timestamp() * 1000) + MINUTE_MS
+    except (OSError, pa.ArrowInvalid, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _longest_each(runs: list[Run]) -> dict[str, Run]:

@@ -1,8 +1,9 @@
 """Reading one feature vector on the way of a decision: one round trip to Redis, in Feast's own layout.
 
 Feast keeps, per entity, one hash: field mmh3("<view>:<feature>") holds the value and `_ts:<view>` the event time, both
-as protobuf. The key and the field names never change, so they are made once. Feast does not apply a view's ttl when it
-reads online; `fresh` compares the event times instead.
+as protobuf. The key and the field names never change, so they are made once, and without Feast: to import it costs
+every serving process three seconds and 150 MB. Feast does not apply a view's ttl when it reads online; `fresh` compares
+the event times instead.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
+import mmh3
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.asyncio import Redis
@@ -27,6 +26,7 @@ from feature_repo.features import DECISION_V1, FeatureList
 from policies.errors import HubError
 
 PROJECT = "elite_trading"
+FEAST_STRING = 2  # feast.ValueType.STRING
 DOUBLE_TAG = 0x29  # field 5 (double_val) of feast.types.Value, wire type 64 bits
 DOUBLE_BYTES = 9  # the tag, then a little-endian double
 
@@ -51,12 +51,18 @@ class OnlineVector:
     event_time_ms: dict[str, int]
 
 
-def entity_key_of(symbol: str) -> EntityKey:
-    return EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=symbol)])
-
-
 def redis_key_of(project: str, symbol: str) -> bytes:
-    return _redis_key(project, entity_key_of(symbol), entity_key_serialization_version=3)
+    """Feast's key of an entity with one join key, version 3: count, key and value, each with its type and length."""
+    parts = [struct.pack("<I", 1)]
+    for text in ("symbol", symbol):
+        encoded = text.encode()
+        parts += [struct.pack("<II", FEAST_STRING, len(encoded)), encoded]
+    return b"".join([*parts, project.encode()])
+
+
+def field_of(group: str, name: str) -> bytes:
+    """The hash field of a feature: four bytes."""
+    return struct.pack("<I", mmh3.hash(f"{group}:{name}", signed=False))
 
 
 def time_field_of(group: str) -> bytes:
@@ -77,7 +83,7 @@ class OnlineReader:
     def __init__(self, redis_url: str, project: str = PROJECT, service: FeatureList = DECISION_V1,
                  deadline_s: float = 0.05) -> None:
         self._project, self._service, self._deadline_s = project, service, deadline_s
-        self._fields = ([_mmh3(f"{spec.group}:{spec.name}") for spec in service.specs]
+        self._fields = ([field_of(spec.group, spec.name) for spec in service.specs]
                         + [time_field_of(group) for group in service.groups])
         self._keys: dict[str, bytes] = {}
         self._unpack_all = struct.Struct("<" + "xd" * len(service)).unpack
@@ -133,6 +139,8 @@ class OnlineReader:
 
 
 def _value_of(field: bytes | None) -> float:
-    """A double; NaN for a field that is absent or holds null."""
+    """A double; NaN for a field that is absent or holds null. Only Feast's own materialisation leaves such fields."""
+    from feast.protos.feast.types.Value_pb2 import Value
+
     value = Value.FromString(field) if field else None
     return value.double_val if value is not None and value.HasField("double_val") else math.nan

@@ -51,7 +51,9 @@ class EmbeddedRedis:
             return self
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         arguments = {"bind": "127.0.0.1", "port": self.port, "dir": self.folder.resolve(), "save": "",
-                     "appendonly": "no", "protected-mode": "yes", "daemonize": "no", "maxmemory": "256mb"}
+                     "appendonly": "no", "protected-mode": "yes", "daemonize": "no", "maxmemory": "256mb",
+                     # A title would overwrite the environment, by which leftovers of a hub are told from others.
+                     "set-proc-title": "no"}
         command = [str(get_binary_path()), *(part for k, v in arguments.items() for part in (f"--{k}", str(v)))]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from numpy.typing import ArrayLike
 from redis import Redis
@@ -32,7 +33,7 @@ from redis.retry import Retry
 
 from feature_repo.definitions import build_definitions, offline_folder
 from feature_repo.features import DECISION_V1, FeatureList
-from feature_repo.online import FeaturesUnavailable, entity_key_of, event_time_ms_of, redis_key_of, time_field_of
+from feature_repo.online import FeaturesUnavailable, event_time_ms_of, redis_key_of, time_field_of
 from feature_repo.transforms import FeatureFrame
 from policies.errors import InvalidInput
 
@@ -156,7 +157,8 @@ class FeatureRepo:
     def _protos(self, row: OnlineRow, group: str) -> tuple[Any, dict[str, Value], datetime, None]:
         values = {spec.name: Value(double_val=value)
                   for spec, value in zip(self.features.specs, row.values, strict=True) if spec.group == group}
-        return entity_key_of(row.symbol), values, _utc(row.event_time_ms), None
+        key = EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=row.symbol)])
+        return key, values, _utc(row.event_time_ms), None
 
 
 def _utc(time_ms: int) -> datetime:

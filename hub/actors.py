@@ -8,8 +8,6 @@ import time
 from typing import Any
 
 from feature_repo.features import MINUTE_MS
-from feature_repo.feeder import BarFeeder
-from feature_repo.store import FeatureRepo
 from hub.code_hash import code_hash
 from hub.config import HubConfig
 from hub.home import Home
@@ -38,6 +36,10 @@ class FeederShell:
     """
 
     def __init__(self, home: Home, choice: MarketChoice, redis_url: str, start_ms: int) -> None:
+        # Feast takes seconds to import; the process that starts this actor can do without.
+        from feature_repo.feeder import BarFeeder
+        from feature_repo.store import FeatureRepo
+
         repo = FeatureRepo(home.root, redis_url)
         repo.apply()
         self._feeder = BarFeeder(choice.open(), repo, choice.symbols)

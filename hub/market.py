@@ -1,4 +1,4 @@
-"""Which market and which clock the hub runs on, settled once at start so that every process opens the same one."""
+"""Which market the hub runs on, settled once at start so that every process opens the same one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from feature_repo.features import MINUTE_MS
 from feature_repo.generated import GeneratedMarket
 from feature_repo.market import ChosenMarket, Market, choose_market
 from hub.config import HubConfig
-from policies.clock import Clock, LiveClock, ReplayClock
 
 # Of a recorded or generated run, what comes before is for training and what comes after is replayed.
 TRAINING_SHARE = 0.6
@@ -36,19 +35,6 @@ class MarketChoice:
             market = GeneratedMarket(self.seed, self.signal, self.symbols, self.generated_bars)
             return ChosenMarket(market, self.reason)
         return choose_market(self.data_dir, self.kind, symbols=self.symbols)
-
-
-@dataclass(frozen=True)
-class ClockChoice:
-    """mode: live or replay. start_ms, stop_ms: where a replay clock begins and ends."""
-
-    mode: str
-    start_ms: int
-    stop_ms: int
-
-    def make(self, latest_ms: int) -> Clock:
-        """latest_ms: of the ledger; a replay that goes on does so where it was."""
-        return LiveClock() if self.mode == "live" else ReplayClock(max(self.start_ms, latest_ms), self.stop_ms)
 
 
 def settle(config: HubConfig, data_dir: str | None) -> tuple[MarketChoice, Market]:

@@ -145,7 +145,7 @@ class HubState:
             model.settings = _reward_settings(config)
         self.params.reconfigure(_param_grids(config))
         if self.memory is not None:
-            self.memory.capacity = config.learning.memory.max_episodes
+            self.memory = self.memory.resized(config.learning.memory.max_episodes)
 
     def _configure(self, row: Row) -> HubConfig:
         self.config = parse(row.body["config"])

@@ -30,7 +30,8 @@ from hub.app import build_app
 from hub.config import HubConfig
 from hub.deployments import FEEDER, NAMESPACE, SENTRY
 from hub.home import Home
-from hub.market import ClockChoice, MarketChoice, replay_range, settle
+from hub.market import MarketChoice, replay_range, settle
+from policies.clock import ClockChoice
 from policies.errors import HubError
 from sentry.actor import SentryShell
 
@@ -75,9 +76,11 @@ def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_
         hub = _prepared(home, config, data_dir, say, stack)
         say("Ray: starting")
         stack.callback(engine.stop, home)
-        engine.start(home, config)
+        engine.start_ray(home, config)
         say("sentry: replaying the ledger; feeder: applying the feature repo")
-        _start_actors(hub)
+        starting = _start_actors(hub)
+        engine.start_proxy(config)
+        ray.get(starting, timeout=300)
         say("Serve: starting the hub's deployments")
         serve.run(build_app(home, config, hub.redis_url, hub.market, hub.clock), name="hub")
         _wait_until_ready(hub)
@@ -91,25 +94,22 @@ def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_
 
 def up(home: Home, config: HubConfig, data_dir: str | None, say: Say) -> None:
     """Serve until SIGINT or SIGTERM."""
-    ended = threading.Event()
+    # SIGINT too: a shell that starts a command in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _interrupt(ended))
+        signal.signal(number, signal.default_int_handler)
     try:
         with running(home, config, data_dir, say) as hub:
             _say_addresses(hub, say)
-            while not ended.wait(1.0):
-                pass
-            say("ending")
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                say("ending every process of this hub")
+                # From here on nothing may interrupt the clearing up.
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+        say("ended")
     except KeyboardInterrupt:
-        say("interrupted while starting; everything that was started has been ended")
-
-
-def _interrupt(ended: threading.Event) -> None:
-    """The first signal ends the waiting; one during the start unwinds what has been started so far."""
-    if ended.is_set():
-        return
-    ended.set()
-    raise KeyboardInterrupt
+        say("interrupted while starting; what had been started is ended")
 
 
 def _prepared(home: Home, config: HubConfig, data_dir: str | None, say: Say, stack: ExitStack) -> Running:
@@ -131,10 +131,11 @@ def _prepared(home: Home, config: HubConfig, data_dir: str | None, say: Say, sta
                    ClockChoice(mode, split or 0, stop or 0))
 
 
-def _start_actors(hub: Running) -> None:
+def _start_actors(hub: Running) -> list[Any]:
     """Named actors, restarted by Ray without end and never asked twice: their constructors replay.
 
     Detached, because an actor without a handle in this process would be ended; Ray itself ends with this process.
+    Returns what to wait for.
     """
     options: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1,
                                "max_task_retries": 0, "num_cpus": 0.1}
@@ -142,7 +143,7 @@ def _start_actors(hub: Running) -> None:
         str(hub.home.root), hub.config, sentry_parts, hub.split_ms or time.time_ns() // 1_000_000)
     feeder: Any = ray.remote(FeederShell).options(name=FEEDER, **options).remote(
         hub.home, hub.choice, hub.redis_url, hub.split_ms or 0)
-    ray.get([sentry.ping.remote(), feeder.ready.remote()], timeout=300)
+    return [sentry.ping.remote(), feeder.ready.remote()]
 
 
 def _wait_until_ready(hub: Running, timeout_s: float = 60.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from policies.errors import InvalidInput
@@ -58,3 +59,16 @@ class ReplayClock:
             raise InvalidInput("time_ms", f"<= {self._stop_ms}, where the recorded bars end", time_ms)
         self._now_ms = time_ms
         return time_ms
+
+
+@dataclass(frozen=True)
+class ClockChoice:
+    """mode: live or replay. start_ms, stop_ms: where a replay clock begins and ends."""
+
+    mode: str
+    start_ms: int
+    stop_ms: int
+
+    def make(self, latest_ms: int) -> Clock:
+        """latest_ms: of the ledger; a replay that goes on does so where it was."""
+        return LiveClock() if self.mode == "live" else ReplayClock(max(self.start_ms, latest_ms), self.stop_ms)

@@ -51,7 +51,8 @@ class ContentConflict(HubError):
 
     def __init__(self, kind: str, key: str, fields: list[str]) -> None:
         self.kind, self.key, self.fields = kind, key, fields
-        super().__init__(f"{kind} {key} is recorded with another content; differing fields: {', '.join(fields) or 'body'}")
+        differing = ", ".join(fields) or "body"
+        super().__init__(f"{kind} {key} is recorded with another content; differing fields: {differing}")
 
 
 class BundleRefused(HubError):

@@ -7,11 +7,19 @@ configuration  key hash@position  config, config_hash, code_hash: from here on f
 policy         key policy_id      policy_id, alias, manifest, actor: a registration
 command        key command_id     command (pause | resume | promote | demote), policy_id or "book", actor, reason
 epoch          key "epoch/N"      epoch, reason, started_ms, ends_ms, roles {policy_id: role},
-                                  shares {policy_id or "llm_only": share}, role_probability, standings
-decision       key decision_id    see `hub.decisions`: request, features, as_of, epoch, proposals, role, action, ...
-outcome        key id/part/rev    the Outcome as a dict, and `origin` ("hub", or "bot" for the bot's own trades)
+                                  shares {policy_id or "llm_only": share}, role_probability, probation, green_lit,
+                                  changed (whether roles or shares are others than before)
+decision       key decision_id    see `hub.decide`: request, features, as_of, epoch, proposals, role, action, ...
+outcome        key id/part/rev    outcome (the Outcome as a dict), origin ("hub", or "bot" for the bot's own trades),
+                                  trade, supersedes (the highest revision of the part recorded before, or null)
 verdict        key position       policy_id or "book", judgement, rule, figure, limit, trades, caused_by
 observation    key position       what, policy_id, figure, detail: what cannot be folded from outcomes
+
+`trade` is what an outcome's row repeats of its decision, so that it can be folded alone: symbol, strategy, policy_id,
+acts, decided_ms, direction and leverage (of the hub's action if it acts, else of the LLM's), executed (the levels, by
+parameter), bucket (of the parameter bandit), equity (USD, before the trade), features (values in the order of the
+feature service, null for a missing one). In the bot's own trade policy_id is "llm_only", acts is false, and leverage
+and features are null.
 
 `decision_id` is "d" + 31 hex digits of a keyed hash of the client's `request_id`, so one request is one decision.
 """
@@ -28,7 +36,7 @@ KINDS = ("genesis", "configuration", "policy", "command", "epoch", "decision", "
 # Rows that change who may act. A decision is committed only if none of these lies between its as_of and its own row.
 BLOCKING_KINDS = frozenset({"configuration", "policy", "command", "epoch", "verdict"})
 
-# Rows that are projected into the audit.
+# Rows of other kinds are never audited; of these, `is_audited` says which.
 AUDIT_KINDS = frozenset({"genesis", "configuration", "policy", "command", "epoch", "verdict"})
 
 BOOK = "book"  # the policy_id of verdicts and commands on the whole account
@@ -53,6 +61,11 @@ class Row:
     key: str
     at_ms: int
     body: dict[str, Any]
+
+
+def is_audited(row: Row) -> bool:
+    """Whether the row is projected into the audit: not if it is an epoch that left the traffic as it was."""
+    return row.kind in AUDIT_KINDS and not (row.kind == "epoch" and row.body.get("changed") is False)
 
 
 def decision_id_of(seed: int, request_id: str) -> str:

@@ -68,17 +68,7 @@ class EpisodeMemory:
 
         vector: (dimension,), finite, of any length. InvalidInput otherwise, and nothing changes.
         """
-        unit = self._checked(vector)
-        slot = self._slot.get(episode_id)
-        if slot is None:
-            slot = self._added % self.capacity
-            self._added += 1
-            if slot < len(self._ids):
-                del self._slot[self._ids[slot]]
-            else:
-                self._grow(slot)
-            self._slot[episode_id] = slot
-        self._vectors[slot], self._ids[slot], self._summaries[slot] = unit, episode_id, summary
+        self._place(episode_id, self._checked(vector), summary)
 
     def knn(self, vector: ArrayLike, k: int) -> list[tuple[str, float]]:
         """The k most similar episodes, most similar first: (episode_id, cosine rounded to 6 digits), ties by id.
@@ -103,6 +93,33 @@ class EpisodeMemory:
     def summary(self, episode_id: str) -> EpisodeSummary | None:
         """What was remembered with the episode; KeyError if it is not, or no longer, remembered."""
         return self._summaries[self._slot[episode_id]]
+
+    def resized(self, capacity: int) -> EpisodeMemory:
+        """The newest `capacity` of these episodes, vectors as they are, in a memory of that capacity.
+
+        The ring's slots follow from the capacity, so it cannot change in place. Of the same capacity: this memory.
+        """
+        if capacity == self.capacity:
+            return self
+        other = EpisodeMemory(self.dimension, capacity)
+        count = len(self._ids)
+        oldest = self._added % self.capacity if count == self.capacity else 0
+        for age in range(max(0, count - capacity), count):
+            slot = (oldest + age) % count
+            other._place(self._ids[slot], self._vectors[slot], self._summaries[slot])
+        return other
+
+    def _place(self, episode_id: str, unit: NDArray[np.float32], summary: EpisodeSummary | None) -> None:
+        slot = self._slot.get(episode_id)
+        if slot is None:
+            slot = self._added % self.capacity
+            self._added += 1
+            if slot < len(self._ids):
+                del self._slot[self._ids[slot]]
+            else:
+                self._grow(slot)
+            self._slot[episode_id] = slot
+        self._vectors[slot], self._ids[slot], self._summaries[slot] = unit, episode_id, summary
 
     def _grow(self, slot: int) -> None:
         self._ids.append("")

@@ -44,14 +44,15 @@ class ParamGrid:
 class ParamSettings:
     """volatility_index, trend_index: places of two features in the vector.
 
-    volatility_low, volatility_high: edges of the terciles, in the feature's own unit (a minute's realised volatility).
+    volatility_low, volatility_high: edges of the terciles, finite and low < high, in the feature's own unit, which may
+    be negative (a logarithm). The defaults are a minute's realised volatility.
     prior_trades: weight of the prior mean 0. reward_sd: spread of one reward, in risk units.
     """
 
     volatility_index: Annotated[int, Ge(0)] = 0
     trend_index: Annotated[int, Ge(0)] = 1
-    volatility_low: Annotated[float, Gt(0)] = 0.0005
-    volatility_high: Annotated[float, Gt(0)] = 0.0010
+    volatility_low: float = 0.0005
+    volatility_high: float = 0.0010
     prior_trades: Annotated[float, Gt(0)] = 1.0
     reward_sd: Annotated[float, Gt(0)] = 1.0
 
@@ -83,8 +84,9 @@ class ParamBandit:
                  settings: ParamSettings | None = None) -> None:
         self.seed = seed
         self.settings = settings or ParamSettings()
-        if not self.settings.volatility_low < self.settings.volatility_high:
-            raise InvalidInput("params.volatility_low", "< volatility_high", self.settings.volatility_low)
+        edges = (self.settings.volatility_low, self.settings.volatility_high)
+        if not -math.inf < edges[0] < edges[1] < math.inf:
+            raise InvalidInput("params.volatility_low", "< volatility_high, both finite", edges)
         self.updates = 0
         self._arms: dict[tuple[str, str, str, float], Arm] = {}  # strategy, bucket, parameter, value
         self._values: dict[str, dict[str, tuple[float, ...]]] = {}

@@ -1,9 +1,10 @@
 """The audit: who changed what may trade, as a hash-chained projection of the ledger in a file of its own.
 
-Each row of the ledger of an audited kind has one row here, at the same position. `row_hash` is the SHA-256 of the whole
-ledger row; `chain_hash` is the SHA-256 of the previous chain hash and of all columns before it, so the first row, the
-genesis with its seed, seeds the chain. The chain shows careless changes by itself. Someone who recomputes it after a
-change is found because the chain has to end where the ledger says it ends: `verify` compares the two.
+Each audited row of the ledger (`policies.rows.is_audited`) has one row here, at the same position. `row_hash` is the
+SHA-256 of the whole ledger row; `chain_hash` is the SHA-256 of the previous chain hash and of all columns before it, so
+the first row, the genesis with its seed, seeds the chain. The chain shows careless changes by itself. Someone who
+recomputes it after a change is found because the chain has to end where the ledger says it ends: `verify` compares the
+two.
 
 Two SQLite files in WAL mode cannot commit as one, so rows are added after the ledger's commit, and what a crash left
 out is made up for at start.
@@ -21,7 +22,7 @@ from typing import Any
 import orjson
 
 from policies.errors import LedgerCorrupt
-from policies.rows import AUDIT_KINDS, Row
+from policies.rows import AUDIT_KINDS, Row, is_audited
 from sentry.ledger import LedgerReader, encoded, open_for_reading, open_for_writing
 
 AUDIT_APPLICATION_ID = 0x41554454
@@ -80,7 +81,7 @@ class AuditReader:
         """
         end = ledger.head() if up_to is None else up_to
         rows = takewhile(lambda row: row.position <= end, ledger.rows(kinds=AUDIT_KINDS))
-        expected = {row.position: row for row in _chain(rows)}
+        expected = {row.position: row for row in _chain(filter(is_audited, rows))}
         stored = [row for row in self._rows() if up_to is None or row.position <= up_to]
         held = {row.position for row in stored}
         last = max(held, default=0)
@@ -137,7 +138,7 @@ class AuditTrail(AuditReader):
         position, chain_hash, added = self.position, self._chain_hash, 0
         with self._connection:
             for row in rows:
-                if row.kind not in AUDIT_KINDS or row.position <= position:
+                if not is_audited(row) or row.position <= position:
                     continue
                 audited = chained(chain_hash, projected(row))
                 self._connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(audited))

@@ -6,20 +6,28 @@ what the fold says must follow (verdicts, the next epoch), in one transaction. R
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from policies.clock import LIVE_TOLERANCE_MS
 from policies.errors import ContentConflict, InvalidInput, LedgerCorrupt, UnknownEntity
-from policies.rows import AUDIT_KINDS, BOOK, LLM_ONLY, NewRow, Row, decision_id_of
-from policies.types import STRATEGIES, Direction, Judgement, Outcome
+from policies.rows import BOOK, LLM_ONLY, NewRow, Row, decision_id_of, is_audited
+from policies.types import Judgement, Outcome
 from sentry.audit import AuditTrail
 from sentry.gates import Finding, GateSettings, judge_figures
 from sentry.ledger import EpisodeRecord, Ledger
+from sentry.outcome_checks import (
+    OWN_TRADE,
+    checked_outcome,
+    differing_fields,
+    own_trade_of,
+    require_pnl,
+    require_text,
+    require_times,
+    require_whole,
+)
 
 T = TypeVar("T")
 
@@ -27,19 +35,6 @@ COMMANDS = ("pause", "resume", "promote", "demote")
 BOOK_COMMANDS = ("pause", "resume")
 OPERATOR = "operator"  # the rule of a verdict that a person gave
 METRICS = ("profit_factor", "max_drawdown", "latency_p95")
-OWN_TRADE = ("symbol", "strategy", "direction")  # what an outcome of the bot's own trade says besides the Outcome
-
-# What the amounts of an outcome must be; written so that NaN fails.
-AMOUNTS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "entry_price": ("> 0 and finite", lambda price: 0 < price < math.inf),
-    "exit_price": ("> 0 and finite", lambda price: 0 < price < math.inf),
-    "size": ("> 0 and finite", lambda size: 0 < size < math.inf),
-    "pnl": ("finite", math.isfinite),
-    "fees": (">= 0 and finite", lambda fees: 0 <= fees < math.inf),
-    "funding": ("finite", math.isfinite),
-    "drawdown_proxy": ("between 0 and 1", lambda fraction: 0 <= fraction <= 1),
-    "equity": (">= 0 and finite, or null", lambda equity: 0 <= equity < math.inf),
-}
 
 # A fold that calls for this many rounds of rows in a row contradicts itself.
 MOST_ROUNDS = 32
@@ -138,7 +133,7 @@ class PolicySentry:
 
     def after_commit(self) -> None:
         """Audit what was committed. If that fails the commit stands, and the next call makes up for it."""
-        rows = [row for row in self._unsettled if row.kind in AUDIT_KINDS]
+        rows = [row for row in self._unsettled if is_audited(row)]
         self._unsettled = []
         if not rows:
             return
@@ -198,15 +193,15 @@ class PolicySentry:
         body: `request_id`, `request_hash`, `policy_id`, `as_of` and whatever else the decision's row holds. The same
         request again gets the recorded row; ContentConflict if its hash is another one.
         """
-        decision_id = decision_id_of(self.fold.seed, _text(body, "request_id"))
+        decision_id = decision_id_of(self.fold.seed, require_text(body, "request_id"))
         recorded = self._ledger.get("decision", decision_id)
         if recorded is not None:
-            if recorded.body["request_hash"] != _text(body, "request_hash"):
+            if recorded.body["request_hash"] != require_text(body, "request_hash"):
                 raise ContentConflict("decision", decision_id, ["request_hash"])
             return CommitAnswer("recorded", recorded, recorded.position)
-        _text(body, "request_hash")
-        as_of = _whole(body, "as_of", 0, self.fold.position)
-        if as_of < self.fold.last_blocking_position or not self.fold.may_execute(_text(body, "policy_id")):
+        require_text(body, "request_hash")
+        as_of = require_whole(body, "as_of", 0, self.fold.position)
+        if as_of < self.fold.last_blocking_position or not self.fold.may_execute(require_text(body, "policy_id")):
             return CommitAnswer("conflict", None, self.fold.position)
         row = self._operate(lambda: self._record(NewRow("decision", decision_id, body), now_ms))[0]
         return CommitAnswer("committed", row, row.position)
@@ -222,22 +217,22 @@ class PolicySentry:
             raise InvalidInput("origin", "hub or bot", origin)
         fields = {name: value for name, value in outcome.items() if name not in OWN_TRADE}
         own = {name: outcome.get(name) for name in OWN_TRADE}
-        one = _outcome(fields)
+        one = checked_outcome(fields)
         trade = self._trade(one, own, origin)
         body: dict[str, Any] = {"outcome": one.to_dict(), "origin": origin, "trade": trade}
         revisions = self._revisions(one)
         later = [revision for revision in revisions if revision > one.revision]
         recorded = self._ledger.get("outcome", one.key)
         if recorded is not None:
-            differing = _differing(recorded.body, body)
+            differing = differing_fields(recorded.body, body)
             if differing:
                 raise ContentConflict("outcome", one.key, differing)
             return OutcomeAnswer("superseded_by_later" if later else "duplicate", recorded.position,
                                  self._verdicts_after(recorded))
         if later:
             raise ContentConflict("outcome", one.key, [f"revision: {max(later)} is recorded already"])
-        _require_times(one, trade, now_ms)
-        _require_pnl(one, trade)
+        require_times(one, trade, now_ms)
+        require_pnl(one, trade)
         body["supersedes"] = max(revisions, default=None)
         rows = self._operate(lambda: self._record(NewRow("outcome", one.key, body), now_ms))
         return OutcomeAnswer("recorded", rows[0].position, [row.body for row in rows if row.kind == "verdict"])
@@ -248,7 +243,7 @@ class PolicySentry:
         if origin == "bot":
             if decision is not None:
                 raise InvalidInput("decision_id", "the bot's own, not that of a recorded decision", one.decision_id)
-            return _own_trade(one, own)
+            return own_trade_of(one, own)
         if decision is None:
             raise UnknownEntity("decision", one.decision_id)
         for name, value in own.items():
@@ -355,93 +350,3 @@ class PolicySentry:
     def _require_policy(self, policy_id: str) -> None:
         if policy_id != BOOK and policy_id not in self.fold.policies():
             raise UnknownEntity("policy", policy_id, self.fold.policies())
-
-
-def _outcome(fields: Mapping[str, Any]) -> Outcome:
-    """An Outcome whose every field makes sense by itself; InvalidInput names the first that does not."""
-    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Outcome)}
-    for name in fields:
-        if name not in known:
-            raise InvalidInput(name, f"one of {', '.join(known)}", fields[name])
-    for name, needed in known.items():
-        if needed and name not in fields:
-            raise InvalidInput(name, "given", None)
-    _text(fields, "decision_id")
-    for name in ("part", "revision", "entry_time_ms", "exit_time_ms"):
-        _whole(fields, name, 0, 2**53)
-    one = Outcome(**fields)
-    for name, (legal, fits) in AMOUNTS.items():
-        amount = getattr(one, name)
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not fits(amount):
-            if name == "equity" and amount is None:
-                continue
-            raise InvalidInput(name, legal, amount)
-    if one.exit_reason not in Outcome.EXIT_REASONS:
-        raise InvalidInput("exit_reason", f"one of {', '.join(Outcome.EXIT_REASONS)}", one.exit_reason)
-    if not isinstance(one.final, bool):
-        raise InvalidInput("final", "true or false", one.final)
-    return one
-
-
-def _own_trade(one: Outcome, own: dict[str, Any]) -> dict[str, Any]:
-    """An own trade as a decision would have described it, with the equity before it."""
-    if not isinstance(own["symbol"], str) or not own["symbol"]:
-        raise InvalidInput("symbol", "given for the bot's own trade", own["symbol"])
-    if own["strategy"] not in STRATEGIES:
-        raise InvalidInput("strategy", f"one of {', '.join(STRATEGIES)}", own["strategy"])
-    if own["direction"] not in ("long", "short"):
-        raise InvalidInput("direction", "long or short", own["direction"])
-    equity_before = math.nan if one.equity is None else one.equity - one.net_pnl
-    if not 0 < equity_before < math.inf:
-        raise InvalidInput("equity", "given for the bot's own trade, and above its net PnL", one.equity)
-    return {**own, "policy_id": LLM_ONLY, "acts": False, "decided_ms": one.entry_time_ms, "equity": equity_before,
-            "leverage": None, "bucket": "", "executed": {}, "features": None}
-
-
-def _require_times(one: Outcome, trade: Mapping[str, Any], now_ms: int) -> None:
-    """InvalidInput unless decision <= entry <= exit <= now."""
-    if one.entry_time_ms < trade["decided_ms"] - LIVE_TOLERANCE_MS:
-        raise InvalidInput("entry_time_ms", f"not before its decision at {trade['decided_ms']}", one.entry_time_ms)
-    if one.exit_time_ms < one.entry_time_ms:
-        raise InvalidInput("exit_time_ms", f"not before the entry at {one.entry_time_ms}", one.exit_time_ms)
-    if one.exit_time_ms > now_ms + LIVE_TOLERANCE_MS:
-        raise InvalidInput("exit_time_ms", f"not after the hub's clock at {now_ms}", one.exit_time_ms)
-
-
-def _require_pnl(one: Outcome, trade: Mapping[str, Any]) -> None:
-    """pnl = (exit - entry) * size * direction within 1e-6, and 1e-9 of the notional for what rounding leaves.
-
-    Where the hub did not act and said flat, only the bot knows the direction, and either is accepted.
-    """
-    direction = Direction(trade["direction"])
-    signs = (1, -1) if direction is Direction.FLAT and not trade["acts"] else (direction.sign,)
-    rounding = 1e-9 * one.entry_price * one.size
-    for sign in (0,) if one.exit_reason == "not_filled" else signs:
-        expected = (one.exit_price - one.entry_price) * one.size * sign
-        if math.isclose(one.pnl, expected, rel_tol=1e-6, abs_tol=rounding):
-            return
-    raise InvalidInput("pnl", f"(exit_price - entry_price) * size * direction, which is {expected:.10g}", one.pnl)
-
-
-def _differing(recorded: Mapping[str, Any], body: Mapping[str, Any]) -> list[str]:
-    """The fields of an outcome's report that are not as recorded."""
-    differing = [name for name, value in body["outcome"].items() if recorded["outcome"].get(name) != value]
-    if recorded["origin"] != body["origin"]:
-        return [*differing, "origin"]
-    if body["origin"] == "bot":
-        differing += [name for name in OWN_TRADE if recorded["trade"][name] != body["trade"][name]]
-    return differing
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not value:
-        raise InvalidInput(name, "a text that is not empty", value)
-    return value
-
-
-def _whole(body: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidInput(name, f"a whole number between {low} and {high}", value)
-    return value

@@ -67,6 +67,39 @@ def test_zero_vectors_are_similar_to_nothing():
     assert all(math.copysign(1, similarity) == 1 for _, similarity in memory.knn([0, 0], 4))
 
 
+@pytest.mark.parametrize("added", [3, 5, 8, 13])
+@pytest.mark.parametrize("capacity", [1, 4, 5, 7])
+def test_resized_memory_holds_the_newest_and_goes_on_as_if_it_had_always_had_that_capacity(added, capacity):
+    """The larger one can only keep what the smaller one still held."""
+    rng = np.random.default_rng(added)
+    vectors = {f"e{number}": rng.standard_normal(3) for number in range(30)}
+    memory = EpisodeMemory(3, 5)
+    ids = list(vectors)
+    for episode_id in ids[:added]:
+        memory.add(episode_id, vectors[episode_id], EpisodeSummary("BTC", "momentum", "long", 0.1, "stop", 1))
+    resized = memory.resized(capacity)
+    kept = ids[max(0, added - min(5, capacity)):added]
+    query = rng.standard_normal(3)
+    assert resized.knn(query, 30) == brute_force({name: vectors[name] for name in kept}, query, 30)
+    assert all(resized.summary(name) == memory.summary(name) for name in kept)
+    for place in range(added, 30):
+        resized.add(ids[place], vectors[ids[place]])
+        expected = (kept + ids[added:place + 1])[-capacity:]
+        assert resized.knn(query, 30) == brute_force({name: vectors[name] for name in expected}, query, 30)
+
+
+def test_resizing_leaves_the_memory_itself_as_it_was():
+    memory = EpisodeMemory(2, 3)
+    for number in range(4):
+        memory.add(f"e{number}", [1.0, number])
+    before = memory.knn([1.0, 0.0], 3)
+    assert memory.resized(3) is memory
+    memory.resized(1).add("other", [1.0, 0.0])
+    assert memory.knn([1.0, 0.0], 3) == before
+    with pytest.raises(InvalidInput):
+        memory.resized(0)
+
+
 def test_revision_replaces_in_place_and_does_not_make_younger():
     memory = EpisodeMemory(2, capacity=2)
     memory.add("a", [1, 0])

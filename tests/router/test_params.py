@@ -112,10 +112,20 @@ def test_empty_or_infinite_grid_is_refused(grid):
         ParamBandit(grids={"default": ParamGrid(leverage_grid=grid)})
 
 
-def test_nan_reward_and_inverted_edges_are_refused():
+def test_nan_reward_is_refused():
     bandit = ParamBandit()
     with pytest.raises(InvalidInput):
         bandit.update("momentum", CALM_UP, math.nan)
     assert bandit.updates == 0
+
+
+@pytest.mark.parametrize("edges", [(0.2, 0.1), (0.1, 0.1), (math.nan, 0.1), (0.1, math.nan), (0.1, math.inf),
+                                   (-math.inf, 0.1)])
+def test_edges_that_are_not_finite_and_in_order_are_refused(edges):
     with pytest.raises(InvalidInput):
-        ParamBandit(settings=ParamSettings(volatility_low=0.2, volatility_high=0.1))
+        ParamBandit(settings=ParamSettings(volatility_low=edges[0], volatility_high=edges[1]))
+
+
+def test_edges_of_a_logarithm_may_be_negative():
+    bandit = ParamBandit(settings=ParamSettings(volatility_low=math.log(0.5), volatility_high=0.0))
+    assert [bandit.bucket((value, 1.0)) for value in (-0.7, -0.5, 0.0)] == ["calm_up", "normal_up", "wild_up"]

@@ -135,3 +135,16 @@ def test_chain_hash_covers_every_column() -> None:
         "summary": "x", "row_hash": "x"}.items()]
     hashes = {chained("", one).chain_hash for one in [row, *changed]} | {chained("p", row).chain_hash}
     assert len(hashes) == 11
+
+
+def test_epoch_without_a_change_is_left_out_and_found_when_it_was_put_in(ledger: Ledger, audit: AuditTrail,
+                                                                         tmp_path: Path) -> None:
+    epoch = {"reason": "cadence", "shares": {"llm_only": 1.0}}
+    with ledger.transaction():
+        same = ledger.append(NewRow("epoch", "epoch/1", {**epoch, "epoch": 1, "changed": False}), 9)
+        ledger.append(NewRow("epoch", "epoch/2", {**epoch, "epoch": 2, "changed": True}), 9)
+    assert audit.complete(ledger) == 1
+    assert audit.verify(ledger) == []
+    tamper(tmp_path, f"INSERT INTO audit SELECT {same.position}, at_ms, kind, policy_id, actor, rule, figure, summary, "
+                     "row_hash, chain_hash FROM audit WHERE kind = 'epoch'")
+    assert (same.position, "inserted") in [(finding.position, finding.what) for finding in audit.verify(ledger)]

@@ -7,7 +7,7 @@ import pytest
 from fake_fold import CADENCE_MS, GENESIS, SETTINGS, FakeFold, decision, outcome
 
 from policies.errors import ContentConflict, HubError, InvalidInput, LedgerCorrupt, UnknownEntity
-from policies.rows import AUDIT_KINDS, BOOK, LLM_ONLY, NewRow, Row, decision_id_of
+from policies.rows import BOOK, LLM_ONLY, NewRow, Row, decision_id_of, is_audited
 from policies.types import Judgement
 from sentry.audit import AuditTrail
 from sentry.ledger import Ledger
@@ -374,4 +374,27 @@ def test_audit_that_failed_once_is_made_up_for(bench: Bench, monkeypatch: pytest
     assert [finding.what for finding in bench.audit.verify(bench.ledger)] == ["truncated"] * 2
     bench.sentry.command("c2", "resume", "p1", "ops", "", 2_000)
     assert bench.audit.verify(bench.ledger) == []
-    assert len(bench.audit.tail(100)) == sum(row.kind in AUDIT_KINDS for row in bench.ledger.rows())
+    assert len(bench.audit.tail(100)) == sum(is_audited(row) for row in bench.ledger.rows())
+
+
+class Steady(FakeFold):
+    """Says of each epoch whether the shares are others than before, as the hub's own fold does."""
+
+    def expire_epoch(self, now_ms: int) -> list[NewRow]:
+        (epoch,) = super().expire_epoch(now_ms)
+        return [NewRow("epoch", epoch.key, {**epoch.body, "changed": epoch.body["shares"] != self.shares})]
+
+
+def test_epoch_that_leaves_the_traffic_as_it_was_is_recorded_but_not_audited(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.sentry = PolicySentry(bench.ledger, bench.audit, Steady, GENESIS, 5, SETTINGS)
+    with monkeypatch.context() as watched:
+        watched.setattr(bench.audit, "complete", lambda ledger: pytest.fail("nothing is to be audited"))
+        for number in range(1, 4):
+            assert bench.sentry.expire_epoch(number * CADENCE_MS * 2) is not None
+    held = bench.audit.position
+    assert bench.ledger.head() == held + 3
+    bench.sentry.command("c1", "pause", "p1", "ops", "", 10 * CADENCE_MS)
+    assert [row.kind for row in bench.audit.tail(2)] == ["epoch", "command"]
+    assert [row.position for row in bench.audit.tail(2)] == [held + 5, held + 4]
+    assert bench.audit.verify(bench.ledger) == []

@@ -3,13 +3,18 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from feast.infra.online_stores.helpers import _mmh3, _redis_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
-from feature_repo.online import FeaturesUnavailable, FutureFeatures, OnlineReader, OnlineVector, redis_key_of
+from feature_repo.online import FeaturesUnavailable, FutureFeatures, OnlineReader, OnlineVector, field_of, redis_key_of
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import FeatureRepo, OnlineRow
 
@@ -127,3 +132,16 @@ async def test_foreign_content_is_unavailable_not_a_value(repo: FeatureRepo, red
     with pytest.raises(FeaturesUnavailable, match="something else"):
         await reader.read("BTC")
     await reader.close()
+
+
+@pytest.mark.parametrize("symbol", ["BTC", "kPEPE", "@107", "PURR/USDC", "x" * 20])
+def test_keys_and_fields_are_those_of_feast(symbol: str) -> None:
+    entity = EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=symbol)])
+    assert redis_key_of("elite_trading", symbol) == _redis_key("elite_trading", entity, 3)
+    assert [field_of(spec.group, spec.name) for spec in DECISION_V1.specs] == [
+        _mmh3(f"{spec.group}:{spec.name}") for spec in DECISION_V1.specs]
+
+
+def test_reading_online_features_does_not_import_feast() -> None:
+    code = "import sys, feature_repo.online; sys.exit('feast' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

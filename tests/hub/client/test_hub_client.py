@@ -8,158 +8,33 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_hub import (
+    VIEW,
+    FakeHub,
+    Respond,
+    acknowledges,
+    cuts_the_body,
+    decides,
+    hangs_up,
+    outcome,
+    problem,
+    sends,
+    stalls,
+    trickles,
+    with_action,
+)
 
-from hub.client import Backoff, Breaker, HubClient, Limits, OwnTrade, put_learning_memory
-from policies.types import Action, Direction, LlmView, Outcome
+from hub.client import HubClient, Limits, OwnTrade, put_learning_memory
+from policies.types import Action, Direction
 
-VIEW = LlmView(Action(Direction.SHORT, 0.02, 3.0, 0.01, 0.006), 0.6, {"momentum": 1.0})
-ROOT = Path(__file__).parents[2]
-
-
-def answer_to(request: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A full answer of the hub's wire to this request."""
-    action = {"direction": "long", "size_fraction": 0.05, "leverage": 5, "tp_pct": 0.012, "sl_pct": 0.008,
-              "limit_offset_pct": 0.0, "min_conf": 0.55}
-    return {"decision_id": "d1", "request_id": request["request_id"], "time_ms": request["time_ms"] or 1,
-            "policy_id": "ab" * 32, "policy": "tabnet_v1", "role": "production", "acts": True, "propensity": 0.9,
-            "role_probability": 0.7, "action": action, "confidence": 0.61, "horizon_s": 900,
-            "weights": {"momentum": 0.8}, "learning_memory": [{"symbol": "BTC", "net_return": 0.001}], "shielded": [],
-            "degraded": [{"part": "memory", "reason": "late"}], "proposals": {}, "versions": {"epoch": 3}} | changes
-
-
-Respond = Callable[["FakeHub", BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-class FakeHub:
-    """An HTTP server whose behaviour is one function; it remembers what it was sent."""
-
-    def __init__(self) -> None:
-        self.respond: Respond = decides()
-        self.bodies: list[dict[str, Any]] = []
-        self.authorizations: list[str | None] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                hub.bodies.append(body)
-                hub.authorizations.append(self.headers["Authorization"])
-                with suppress(OSError):  # the client hung up: that is what some tests are about
-                    hub.respond(hub, self, body)
-
-            def log_message(self, *_: Any) -> None:
-                """Quiet."""
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, *_: Any) -> None:
-                """A client that hung up is no news."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, content: Any, kind: str = "application/json") -> None:
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    handler.send_response(status)
-    handler.send_header("Content-Type", kind)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def decides(**changes: Any) -> Respond:
-    return lambda hub, handler, body: send(handler, 200, answer_to(body, **changes))
-
-
-def sends(status: int, content: Any) -> Respond:
-    return lambda hub, handler, body: send(handler, status, content)
-
-
-def problem(status: int, code: str, detail: str) -> Respond:
-    content = {"type": "about:blank", "title": code, "status": status, "code": code, "detail": detail}
-    return lambda hub, handler, body: send(handler, status, content, "application/problem+json")
-
-
-def acknowledges(**changes: Any) -> Respond:
-    return lambda hub, handler, body: send(handler, 200, {
-        "accepted": "recorded", "decision_id": body["decision_id"], "part": 0, "revision": 0, "position": 9,
-        "verdicts": []} | changes)
-
-
-def trickles(hub: FakeHub, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    """One byte each 20 ms: no single read is ever late, the whole would take a minute."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for byte in b"X-Slow: " + b"a" * 3_000:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.02)
-
-
-def hangs_up(hub: FakeHub, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-
-
-def stalls(hub: FakeHub, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    time.sleep(1.0)
-
-
-def cuts_the_body(hub: FakeHub, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    handler.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"decision_id": ')
-    hangs_up(hub, handler, body)
-
-
-def with_action(**changes: Any) -> Respond:
-    def respond(hub: FakeHub, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        answer = answer_to(body)
-        send(handler, 200, answer | {"action": answer["action"] | changes})
-
-    return respond
-
-
-def outcome(decision_id: str = "d1", **changes: Any) -> Outcome:
-    values = {"decision_id": decision_id, "part": 0, "revision": 0, "entry_time_ms": 60_000, "exit_time_ms": 120_000,
-              "entry_price": 100.0, "exit_price": 101.0, "size": 1.0, "pnl": 1.0, "fees": 0.09, "funding": 0.0,
-              "exit_reason": "target", "equity": 10_000.9}
-    return Outcome(**values | changes)
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    server = FakeHub()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def outbox(tmp_path: Path) -> Path:
-    return tmp_path / "bot" / "outbox.sqlite"
-
-
-@pytest.fixture
-def client(hub: FakeHub, outbox: Path) -> Iterator[HubClient]:
-    with HubClient(hub.url, "secret", outbox, timeout_s=0.25, first_backoff_s=0.01) as made:
-        yield made
+ROOT = Path(__file__).parents[3]
 
 
 # -- deciding ----------------------------------------------------------------------------------------------------------
@@ -328,33 +203,6 @@ def test_after_failures_in_a_row_the_hub_is_left_alone_and_then_probed(hub: Fake
         assert client.decide("BTC", "momentum", 1e4, VIEW).acts
 
 
-def test_open_breaker_lets_one_probe_through_per_period() -> None:
-    now = [0.0]
-    breaker = Breaker(2, 1.0, lambda: now[0])
-    breaker.failed()
-    breaker.succeeded()
-    breaker.failed()
-    assert breaker.allows()
-    breaker.failed()
-    assert not breaker.allows()
-    now[0] = 1.0
-    assert [breaker.allows() for _ in range(3)] == [True, False, False]
-    breaker.succeeded()
-    assert [breaker.allows() for _ in range(3)] == [True, True, True]
-
-
-def test_backoff_doubles_up_to_its_limit_and_forgets_on_success() -> None:
-    now = [0.0]
-    backoff = Backoff(1.0, 5.0, lambda: now[0])
-    waits = []
-    for _ in range(5):
-        backoff.failed()
-        waits.append(backoff.wait_s())
-    assert waits == [1.0, 2.0, 4.0, 5.0, 5.0]
-    backoff.succeeded()
-    assert backoff.over()
-
-
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
@@ -451,11 +299,3 @@ for n in range(10_000):
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = {json.loads(body)["decision_id"] for (body,) in db.execute("SELECT body FROM waiting")}
     assert kept >= {f"d{n}" for n in reported}
-
-
-def test_importing_the_client_brings_in_nothing_of_the_server() -> None:
-    code = "import sys, hub.client; print('\\n'.join(sys.modules))"
-    modules = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                                 check=True).stdout.split())
-    assert not modules & {"ray", "numpy", "pandas", "pydantic", "fastapi", "annotated_types", "orjson", "redis"}
-    assert {name for name in modules if name.startswith("hub.")} == {"hub.client"}
