@@ -56,7 +56,7 @@ class Extras(Protocol):
 def build_api(service: HubService, extras: Extras, tokens: dict[str, str], settings: ServerConfig,
               market: str) -> FastAPI:
     """tokens: by scope. market: the one line that says where bars come from."""
-    app = FastAPI(title="Learner hub", version="1", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Learner hub", version="1", openapi_url=None)
     app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, most_bundle_bytes=settings.max_bundle_bytes)
     _map_errors(app)
     bot, ops, either = (_require(tokens, *scopes) for scopes in (("bot",), ("ops",), ("bot", "ops")))
@@ -121,6 +121,10 @@ def _question_routes(app: FastAPI, service: HubService, extras: Extras, either: 
     async def knn(symbol: str, k: Annotated[int, Query(ge=1, le=64)] = 8) -> Response:
         service.require_symbol(symbol)
         return _json(await extras.knn(symbol, k))
+
+    @app.get("/v1/openapi.json", dependencies=[either], include_in_schema=False)
+    async def schema() -> Response:
+        return _json(app.openapi())
 
     @app.get("/v1/audit", dependencies=[ops])
     async def audit(limit: Annotated[int, Query(ge=1, le=1_000)] = 50) -> Response:

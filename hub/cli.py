@@ -28,8 +28,10 @@ def cli(context: click.Context, home: Path, url: str) -> None:
 
 @cli.command()
 @click.option("--data-dir", envvar="HUB_DATA_DIR", default=None, help="Recorded bars; by default the public market.")
+@click.option("--training/--no-training", default=True, show_default=True,
+              help="Train and register the first heads if the ledger knows none.")
 @click.pass_obj
-def up(options: dict[str, Any], data_dir: str | None) -> None:
+def up(options: dict[str, Any], data_dir: str | None, training: bool) -> None:
     """Start every part and serve until Ctrl-C."""
     started = time.monotonic()
 
@@ -45,7 +47,7 @@ def up(options: dict[str, Any], data_dir: str | None) -> None:
     engine.prepare(home)
     from hub.up import up as serve_until_ended  # imports Ray, which reads what was just prepared
 
-    serve_until_ended(home, config, data_dir, say)
+    serve_until_ended(home, config, data_dir, say, training)
 
 
 @cli.command()

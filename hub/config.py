@@ -118,7 +118,7 @@ class MarketConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 50
+    deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 100
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    head_deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 100
+    head_deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 250
     commit_deadline_ms: Annotated[int, Ge(1), Le(60_000)] = 1_000
     max_body_bytes: Annotated[int, Ge(1_024)] = 65_536
     max_bundle_bytes: Annotated[int, Ge(1_024)] = 64 * 1024 * 1024

@@ -7,7 +7,8 @@ computed here from the state at `as_of`. The service and `hub replay` call the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from feature_repo.features import DECISION_V1
@@ -59,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """as_of: the position of the state that drew. ask: heads to ask with their roles, in registration order."""
+    """as_of: the position of the state that drew. ask: heads to ask with their roles, by policy id."""
 
     decision_id: str
     as_of: int
@@ -86,6 +87,7 @@ def context_of(request: dict[str, Any], features: Features) -> Context:
 def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_hash: str, features: Features,
              answers: dict[str, Answer]) -> dict[str, Any]:
     """The decision's row body. Raises nothing for bad answers: what cannot be used is named in `degraded`."""
+    answers = {policy_id: _usable(answer) for policy_id, answer in answers.items()}
     degraded = list(chosen.degraded)
     degraded += [{"part": f"head {state.heads[p].alias}", "reason": a.failed} for p, a in answers.items() if a.failed]
     llm = llm_view_of(request["llm"])
@@ -109,7 +111,8 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
         changes.append({"field": "direction", "before": action.direction.value, "after": "flat",
                         "rule": f"slot is held by {held_by}"})
         action = action.flat()
-    acts = state.config.rollout.mode is not Rollout.SHADOW and (executed != LLM_ONLY or no_new_risk)
+    on = state.config.learning.enabled and state.config.rollout.mode is not Rollout.SHADOW
+    acts = on and (executed != LLM_ONLY or no_new_risk)
     horizon_s = state.config.router.horizon_s
     return {
         "request": request, "request_id": request["request_id"], "request_hash": request_hash,
@@ -132,7 +135,7 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
 def weights(state: HubState, llm: LlmView | None) -> dict[str, float]:
     """Capital by strategy under the configured allocation mode. The draw is fixed within an epoch and a position."""
     learning = state.config.learning
-    bandit = state.allocation.propose_weights(key=f"epoch/{state.epoch.number}")
+    bandit = state.strategy_weights()
     share = {"llm_only": 0.0, "hybrid": learning.allocation_hybrid_blend, "bandit_only": 1.0}[learning.allocation_mode]
     return blend(bandit, llm.strategy_weights if llm else {}, share)
 
@@ -163,6 +166,16 @@ def _degraded(state: HubState, request: dict[str, Any], features: Features) -> l
     return found
 
 
+def _usable(answer: Answer) -> Answer:
+    """A proposal that holds a number which is none, and so cannot be recorded, is no answer."""
+    if answer.proposal is None:
+        return answer
+    direction, *numbers = astuple(answer.proposal.action)
+    if all(map(math.isfinite, (*numbers, answer.proposal.confidence))):
+        return answer
+    return Answer(None, answer.latency_ms, f"answered {direction.value} with a number that is not finite")
+
+
 def _llm_proposal(llm: LlmView | None) -> Proposal:
     return Proposal(llm.action, llm.confidence) if llm else Proposal(NOTHING, 0.0)
 
@@ -179,9 +192,15 @@ def _combined(state: HubState, decision_id: str, strategy: str, values: tuple[fl
     if state.config.rollout.mode is Rollout.HYBRID:
         if llm is None or llm.action.direction is not action.direction:
             return action.flat()
-        share = state.config.rollout.blend
-        action = replace(action, size_fraction=share * action.size_fraction + (1 - share) * llm.action.size_fraction)
+        action = _blended(action, llm.action, state.config.rollout.blend)
     return action
+
+
+def _blended(action: Action, llm: Action, share: float) -> Action:
+    """Sizes blended at the stricter leverage; where the LLM's is the larger, up to the head's own risk and no further."""
+    leverage = min(action.leverage, llm.leverage)
+    size = share * action.size_fraction + (1 - share) * llm.size_fraction
+    return replace(action, leverage=leverage, size_fraction=min(size, action.risk_fraction / (leverage * action.sl_pct)))
 
 
 def _slot_holder(state: HubState, request: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -70,6 +71,8 @@ def start_ray(home: Home, config: HubConfig) -> None:
     ray.init(num_cpus=8, include_dashboard=True, dashboard_host="127.0.0.1", configure_logging=False,
              dashboard_port=config.storage.dashboard_port, log_to_driver=False, namespace="hub",
              object_store_memory=256 * 1024 * 1024, _temp_dir=str(sockets_folder(home) / "ray"))
+    # Ray has put its own handler on SIGTERM, which ends this process without ending what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def start_proxy(config: HubConfig) -> None:
@@ -136,6 +139,7 @@ def _environment(home: Home, folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # two cores are shared by every replica
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_worker_niceness": "0",  # replicas decide; Ray would have them yield to everything else
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from feature_repo.features import DECISION_V1
+from policies.checks import require_sound
 from policies.errors import HubError
 from policies.heads import Policy, load_head
 from policies.registry import PolicyFolder
@@ -19,9 +21,14 @@ class HeadRack:
         self._heads: dict[str, Policy] = {}
 
     def load(self, policy_id: str) -> Policy:
+        """Raises BundleRefused if it cannot be served: made for other features, or not sound."""
         head = self._heads.get(policy_id)
         if head is None:
-            head = self._heads[policy_id] = load_head(self._folder.get(policy_id))
+            bundle = self._folder.get(policy_id)
+            bundle.manifest.require_feature_order(DECISION_V1.names)
+            head = load_head(bundle)
+            require_sound(head)
+            self._heads[policy_id] = head
         return head
 
     def propose(self, policy_ids: Iterable[str], context: Context) -> dict[str, tuple[Proposal | None, float, str]]:

@@ -145,6 +145,7 @@ class Tally:
     not_filled: int = 0
     refused: int = 0
     undelivered: int = 0
+    wall_s: float = 0.0
 
     def count_advice(self, advice: Advice) -> None:
         self.by_policy[advice.policy] += 1
@@ -183,11 +184,15 @@ class PaperBot:
         self.interval_ms = intervals.pop()
         self.concurrency, self.run_id = concurrency, run_id
         self.account = Account(cash=equity)
+        self._tally = Tally()
 
     def run(self, start_ms: int, stop_ms: int, progress: Progress | None = None) -> BotReport:
-        """Trade the bars that close in [start_ms, stop_ms). Trades still open at the end stay open, in the account."""
+        """Trade the bars that close in [start_ms, stop_ms). Trades still open at the end stay open, in the account.
+
+        Called again with later bars it goes on with the same account; the report is of all that it has done.
+        """
         started = time.perf_counter()
-        tally = Tally()
+        tally = self._tally
         closes = self._closes_between(start_ms, stop_ms)
         with ThreadPoolExecutor(self.concurrency, "paper-bot") as pool:
             for close_ms in closes:
@@ -199,7 +204,8 @@ class PaperBot:
                 if progress is not None:
                     progress(tally.bars, len(closes))
         tally.count_delivery(self.client.flush(within_s=5.0))
-        return self._report(tally, time.perf_counter() - started)
+        tally.wall_s += time.perf_counter() - started
+        return self._report(tally)
 
     def _closes_between(self, start_ms: int, stop_ms: int) -> list[int]:
         closes = np.unique(np.concatenate([b.close_time_ms for b in self.bars.values()]))
@@ -269,7 +275,7 @@ class PaperBot:
             return advice.action, advice.horizon_s or self.llm.settings.horizon_s
         return self.llm.decides_alone(advice.action), self.llm.settings.horizon_s
 
-    def _report(self, tally: Tally, wall_s: float) -> BotReport:
+    def _report(self, tally: Tally) -> BotReport:
         latencies = tally.latencies_ms
         return BotReport(
             bars=tally.bars, decisions=len(latencies), acted=tally.acted, trades=tally.trades,
@@ -280,7 +286,7 @@ class PaperBot:
             net_pnl_by_policy=dict(sorted(tally.net_pnl_by_policy.items())),
             degraded=dict(tally.degraded.most_common()),
             latency_ms={f"p{q}": float(np.percentile(latencies, q)) if latencies else None for q in (50, 95, 99)},
-            verdicts=tuple(tally.verdicts), undelivered=tally.undelivered, refused=tally.refused, wall_s=wall_s)
+            verdicts=tuple(tally.verdicts), undelivered=tally.undelivered, refused=tally.refused, wall_s=tally.wall_s)
 
 
 @click.command()

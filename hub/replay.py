@@ -2,14 +2,16 @@
 
 A decision is recomputed from the state at its own `as_of`, with the features, failures and latencies that it recorded:
 those only the moment knew. Everything else, the heads' proposals included, must come out equal. Verdicts and epochs
-are recomputed too, and an outcome must agree with its own prices and with the episode that was made of it.
+are recomputed too, and an outcome must agree with its own prices and with the episode that was made of it: the fold
+after the last outcome has nothing recorded to be compared with.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from hub import decide
 from hub.decide import Answer, Features
 from hub.head_rack import HeadRack
 from hub.state import HubState
+from policies.errors import InvalidInput
 from policies.registry import PolicyFolder
 from policies.rows import Row
 from policies.types import Outcome
-from sentry.ledger import LedgerReader
+from sentry.ledger import EpisodeRecord, LedgerReader
+from sentry.outcome_checks import require_pnl
 
 PROGRESS_EVERY = 2_000
-PNL_TOLERANCE = 1e-6
+EPISODES_PER_PAGE = 1_000
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,25 @@ class ReplayReport:
         self.differences += found
         self.unequal += bool(found)
 
+    def add(self, found: Difference) -> None:
+        self.differences.append(found)
+        self.unequal += 1
+
 
 def replay_ledger(ledger: Path, policies: Path, progress: Callable[[int, int], None] | None = None) -> ReplayReport:
     """Replay the ledger at `ledger` with the bundles under `policies`."""
     reader, rack, state, report = LedgerReader(ledger), HeadRack(PolicyFolder(policies)), HubState(), ReplayReport()
     decided_at: dict[int, list[int]] = defaultdict(list)
+    episodes: dict[str, tuple[int, bytes]] = {}
     for row in reader.rows():
         if row.kind == "decision":
             decided_at[row.body["as_of"]].append(row.position)
     total = reader.head()
     for row in reader.rows():
-        _check_row(report, state, row, reader)
+        _check_row(report, state, row)
         state.apply(row)
+        if row.kind == "outcome" and (episode := state.episode(row)) is not None:
+            episodes[episode.id] = (row.position, _digest(episode))
         for position in decided_at.pop(row.position, ()):
             decision = next(reader.rows(after=position - 1, limit=1))
             report.compare(decision, "", decision.body, _decided_again(report, state, rack, decision))
@@ -96,6 +107,7 @@ def replay_ledger(ledger: Path, policies: Path, progress: Callable[[int, int], N
         for position in positions:
             decision = next(reader.rows(after=position - 1, limit=1))
             report.compare(decision, "as_of", as_of, f"a position of this ledger, 1 to {total}")
+    _check_episodes(report, reader, episodes)
     return report
 
 
@@ -116,7 +128,7 @@ def _decided_again(report: ReplayReport, state: HubState, rack: HeadRack, decisi
     return dict(orjson.loads(orjson.dumps(again)))
 
 
-def _check_row(report: ReplayReport, state: HubState, row: Row, reader: LedgerReader) -> None:
+def _check_row(report: ReplayReport, state: HubState, row: Row) -> None:
     """A verdict or an epoch must be what the state calls for; an outcome must agree with itself."""
     called_for = state.consequences(row.at_ms) if state.position else []
     if row.kind == "epoch" and not called_for:
@@ -134,11 +146,30 @@ def _check_row(report: ReplayReport, state: HubState, row: Row, reader: LedgerRe
 
 
 def _check_outcome(report: ReplayReport, row: Row) -> None:
-    outcome = Outcome.from_dict(row.body["outcome"])
-    sign = {"long": 1, "short": -1}.get(row.body["trade"]["direction"], 0)
-    expected = (outcome.exit_price - outcome.entry_price) * outcome.size * sign
-    if abs(outcome.pnl - expected) > PNL_TOLERANCE * max(1.0, abs(expected), outcome.entry_price * outcome.size):
-        report.compare(row, "outcome.pnl", outcome.pnl, expected)
+    """By the writer's own rule."""
+    try:
+        require_pnl(Outcome.from_dict(row.body["outcome"]), row.body["trade"])
+    except InvalidInput as error:
+        report.compare(row, f"outcome.{error.field}", row.body["outcome"][error.field], error.legal)
+
+
+def _check_episodes(report: ReplayReport, reader: LedgerReader, made: dict[str, tuple[int, bytes]]) -> None:
+    """The episode tables hold just what the outcomes make. made: by id, the position of the outcome and a digest."""
+    after = (-1, "")
+    while page := reader.episodes(EPISODES_PER_PAGE, after):
+        for episode in page:
+            position, digest = made.pop(episode.id, (0, b""))
+            if digest != _digest(episode):
+                report.add(Difference(position, episode.id, "episode", episode.outcome, "what its outcome makes"))
+        after = (page[-1].timestamp_ms, page[-1].id)
+    for episode_id, (position, _) in made.items():
+        report.add(Difference(position, episode_id, "episode", "absent", "what its outcome makes"))
+
+
+def _digest(episode: EpisodeRecord) -> bytes:
+    """Of all columns, so that a replay need not hold the episodes themselves."""
+    told = orjson.dumps({**asdict(episode), "vector": episode.vector.hex()}, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(told).digest()
 
 
 def _differences(path: str, recorded: Any, recomputed: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -105,8 +105,8 @@ class HubService:
         recorded = self._reader.get("decision", decision_id_of(self.state.seed, asked["request_id"]))
         if recorded is not None:
             return _recorded_answer(recorded, request_hash, self.state)
-        time_ms = self.clock.admit(asked["time_ms"])
         self._require_parent(asked)
+        time_ms = self.clock.admit(asked["time_ms"])  # last: what is refused must not move the clock
         request = {**asked, "time_ms": time_ms}
         answer = await self._decided(request, request_hash)
         self.seen.latencies_ms.append((time.perf_counter() - started) * 1_000)
@@ -234,7 +234,8 @@ class HubService:
         parent = asked["parent_decision_id"]
         if parent is None:
             return
-        held = self.state.open_slots.get((asked["symbol"], asked["strategy"]), (None, 0))[0]
+        now_ms = self.clock.now_ms() if asked["time_ms"] is None else asked["time_ms"]
+        held = self.state.slot_is_open(asked["symbol"], asked["strategy"], now_ms)
         if held != parent:
             raise InvalidInput("parent_decision_id", f"the decision that holds the slot, {held or 'which is free'}",
                                parent)

@@ -111,6 +111,7 @@ class HubState:
         self._trades: OrderedDict[str, Trade] = OrderedDict()
         self._epoch_due = False
         self._touched: tuple[str, ...] = ()
+        self._weights: tuple[tuple[int, int], dict[str, float]] = ((-1, -1), {})
 
     # -- the fold ---------------------------------------------------------------------------------------------------
 
@@ -199,8 +200,8 @@ class HubState:
             self.llm_only_decisions += 1
         else:
             self.heads[body["policy_id"]].decisions += 1
-        if body["opens"]:
-            request = body["request"]
+        request = body["request"]
+        if body["opens"] and request["parent_decision_id"] is None:  # what adds to a trade leaves the slot to it
             self.open_slots[request["symbol"], request["strategy"]] = (row.key, body["expires_ms"])
         self._touched = tuple(sorted(body["proposals"]))
 
@@ -209,13 +210,16 @@ class HubState:
         outcome, trade = Outcome.from_dict(row.body["outcome"]), row.body["trade"]
         if outcome.equity is not None and outcome.equity > 0:
             self.book.observe(outcome.equity)
+        if row.body["origin"] == "bot":
+            self._touched = ()
+            return  # the hub had no part in it
         self._touched = (trade["policy_id"],) if trade["policy_id"] in self.heads else ()
         slot = (trade["symbol"], trade["strategy"])
         if outcome.final and self.open_slots.get(slot, ("", 0))[0] == outcome.decision_id:
             del self.open_slots[slot]
         taken = self._trades.get(outcome.decision_id)
         if taken is None:
-            if outcome.revision > 0 and row.body.get("supersedes"):
+            if row.body["supersedes"] is not None:
                 return  # the superseded part is too old to be taken back
             taken = self._trades[outcome.decision_id] = Trade()
             if len(self._trades) > REVISABLE_TRADES:
@@ -245,7 +249,7 @@ class HubState:
     def _learn(self, decision_id: str, taken: Trade, trade: dict[str, Any], now_ms: int) -> None:
         """A trade is learnt when its final part is in; a revision first takes back what was learnt."""
         parts = [taken.parts[part] for part in sorted(taken.parts)]
-        if all(part.exit_reason == "not_filled" for part in parts):
+        if taken.learnt is None and all(part.exit_reason == "not_filled" for part in parts):
             return  # the slot is free again, and there was no trade to learn from
         net = sum(part.net_pnl for part in parts)
         net_return = net / trade["equity"]
@@ -331,6 +335,13 @@ class HubState:
 
     def may_execute(self, policy_id: str) -> bool:
         return policy_id == LLM_ONLY or self.epoch.roles.shares.get(policy_id, 0.0) > 0
+
+    def strategy_weights(self) -> dict[str, float]:
+        """The allocation bandit's proposal of this epoch, kept until something is learnt: it takes 256 draws."""
+        key = (self.epoch.number, self.allocation.updates)
+        if self._weights[0] != key:
+            self._weights = (key, self.allocation.propose_weights(key=f"epoch/{self.epoch.number}"))
+        return self._weights[1]
 
     def slot_is_open(self, symbol: str, strategy: str, now_ms: int) -> str | None:
         """The decision that holds the slot. A trade whose outcome never came frees it when its horizon is long past."""

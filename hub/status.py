@@ -50,7 +50,7 @@ def policy(state: HubState, policy_id: str) -> dict[str, Any]:
 
 def allocation(state: HubState) -> dict[str, Any]:
     return {"mode": state.config.learning.allocation_mode, "weights": decide.weights(state, None),
-            "bandit": state.allocation.propose_weights(key=f"epoch/{state.epoch.number}")}
+            "bandit": state.strategy_weights()}
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:

@@ -34,6 +34,7 @@ from hub.market import MarketChoice, replay_range, settle
 from policies.clock import ClockChoice
 from policies.errors import HubError
 from sentry.actor import SentryShell
+from sentry.ledger import LedgerReader
 
 Say = Callable[[str], None]
 
@@ -92,13 +93,13 @@ def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_
         yield hub
 
 
-def up(home: Home, config: HubConfig, data_dir: str | None, say: Say) -> None:
+def up(home: Home, config: HubConfig, data_dir: str | None, say: Say, first_heads: bool = True) -> None:
     """Serve until SIGINT or SIGTERM."""
     # SIGINT too: a shell that starts a command in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        with running(home, config, data_dir, say) as hub:
+        with running(home, config, data_dir, say, first_heads=first_heads) as hub:
             _say_addresses(hub, say)
             try:
                 threading.Event().wait()
@@ -127,8 +128,19 @@ def _prepared(home: Home, config: HubConfig, data_dir: str | None, say: Say, sta
     mode = config.clock.mode
     if mode == "auto":
         mode = "replay" if choice.recorded else "live"
-    return Running(home, config, choice, market.describe(), redis_url, start, split, stop,
-                   ClockChoice(mode, split or 0, stop or 0))
+    clock = ClockChoice(mode, max(split or 0, _latest_ms(home)), stop or 0)
+    return Running(home, config, choice, market.describe(), redis_url, start, split, stop, clock)
+
+
+def _latest_ms(home: Home) -> int:
+    """The time of the ledger's last row, where a replay goes on; 0 before there is one."""
+    if not home.ledger.exists():
+        return 0
+    reader = LedgerReader(home.ledger)
+    try:
+        return max((row.at_ms for row in reader.rows(after=reader.head() - 1)), default=0)
+    finally:
+        reader.close()
 
 
 def _start_actors(hub: Running) -> list[Any]:
@@ -140,9 +152,9 @@ def _start_actors(hub: Running) -> list[Any]:
     options: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1,
                                "max_task_retries": 0, "num_cpus": 0.1}
     sentry: Any = ray.remote(SentryShell).options(name=SENTRY, max_concurrency=64, **options).remote(
-        str(hub.home.root), hub.config, sentry_parts, hub.split_ms or time.time_ns() // 1_000_000)
+        str(hub.home.root), hub.config, sentry_parts, hub.clock.start_ms or time.time_ns() // 1_000_000)
     feeder: Any = ray.remote(FeederShell).options(name=FEEDER, **options).remote(
-        hub.home, hub.choice, hub.redis_url, hub.split_ms or 0)
+        hub.home, hub.choice, hub.redis_url, hub.clock.start_ms)
     return [sentry.ping.remote(), feeder.ready.remote()]
 
 
@@ -228,5 +240,5 @@ def _say_addresses(hub: Running, say: Say) -> None:
     say(f"MLflow          http://127.0.0.1:{storage.mlflow_port}")
     say(f"tokens          {hub.home.tokens_file}")
     if hub.split_ms is not None:
-        say(f"clock           replay, from {hub.split_ms}; send a later time_ms with a request to move it")
+        say(f"clock           replay, from {hub.clock.start_ms}; send a later time_ms with a request to move it")
     say("Ctrl-C ends everything.")

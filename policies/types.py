@@ -88,7 +88,10 @@ class Action:
         return replace(self, direction=Direction.FLAT, size_fraction=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "direction": self.direction.value}
+        # Spelt out, because `asdict` copies deeply and this is on the way of every decision.
+        return {"direction": self.direction.value, "size_fraction": self.size_fraction, "leverage": self.leverage,
+                "tp_pct": self.tp_pct, "sl_pct": self.sl_pct, "limit_offset_pct": self.limit_offset_pct,
+                "min_conf": self.min_conf}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Action:

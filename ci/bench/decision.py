@@ -1,0 +1,146 @@
+"""A full decision over HTTP, against a no-op on Serve.
+
+The hub checks the token and the schema, reads 40 features from Redis, draws a role, asks two heads in processes of
+their own, finds the nearest of 50,000 episodes, draws parameters, applies the shield and commits durably
+(synchronous=FULL). The peer and the floor do nothing at all; see `ci.bench.engines`.
+
+All three are up at once, on ports of their own, and one at a time is loaded, in the order peer, hub, floor, floor, hub,
+peer and again, so that a machine that grows slower or faster favours none of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+from ci.bench.engines import serving
+from ci.bench.load import ID_PLACE, Load, Timings, get, measure, post
+from ci.bench.report import Finding, Runs
+from ci.bench.setting import NO_OP_PATH, configuration, requests_at
+from feature_repo.features import MINUTE_MS
+from hub import engine
+from hub.home import Home
+from hub.market import replay_range, settle
+
+WORK = "A full decision over HTTP"
+PEER = "a no-op on Serve's default settings"
+FLOOR = "a no-op on Serve behind HAProxy, throughput optimised"
+AIM = 0.5  # the least ratio to the peer
+
+KINDS = ("peer", "hub", "floor")
+CLIENTS = (1, 16)
+WARM_UP_S = 3.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured. rounds: each loads every engine twice; seconds: of one load with one number of clients."""
+
+    episodes: int = 50_000
+    rounds: int = 2
+    seconds: float = 4.0
+
+
+@dataclass
+class Measured:
+    """Timings by (engine, clients), in the order in which they were taken."""
+
+    timings: dict[tuple[str, int], list[Timings]] = field(default_factory=dict)
+
+    def add(self, kind: str, clients: int, timings: Timings) -> None:
+        self.timings.setdefault((kind, clients), []).append(timings)
+
+    def p50_ms(self, kind: str) -> Runs:
+        return Runs([statistics.median(one.latencies_ms) for one in self.timings[kind, CLIENTS[0]]])
+
+    def per_second(self, kind: str) -> Runs:
+        return Runs([one.per_second for one in self.timings[kind, CLIENTS[-1]]])
+
+    def partial_share(self) -> float:
+        """Of the hub's answers, how many were degraded in some part."""
+        found = [one for (kind, _), several in self.timings.items() if kind == "hub" for one in several]
+        return sum(one.partial for one in found) / sum(len(one.latencies_ms) for one in found)
+
+
+def findings(measured: Measured) -> list[Finding]:
+    compared = ((f"{WORK}: p50, one client", "ms", measured.p50_ms),
+                (f"{WORK}: requests/s, {CLIENTS[-1]} clients", "1/s", measured.per_second))
+    return [Finding(work, unit, PEER, FLOOR, AIM, figure("hub"), figure("peer"), figure("floor"))
+            for work, unit, figure in compared]
+
+
+def run(extent: Extent, say: Say) -> Measured:
+    """Measure all three. Takes some minutes; what it started and wrote is gone afterwards."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        say(f"making {extent.episodes} episodes to remember")
+        hub_home = Home(folder / "hub")
+        _live(hub_home, extent.episodes)
+        ports = {kind: engine.free_port() for kind in KINDS}
+        log = stack.enter_context((folder / "engines.log").open("w+"))
+        for kind in KINDS:
+            say(f"starting the {kind}")
+            stack.enter_context(serving(kind, folder / kind, ports[kind], log))
+        loader = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        return _alternate(extent, ports, hub_home.tokens()["bot"], loader, say)
+
+
+def _alternate(extent: Extent, ports: dict[str, int], token: str, loader: ProcessPoolExecutor, say: Say) -> Measured:
+    measured = Measured()
+    minutes = _minutes()
+    order = (*KINDS, *reversed(KINDS)) * extent.rounds
+    for place, kind in enumerate((*KINDS, *order)):
+        warming = place < len(KINDS)
+        say(f"{'warming up' if warming else 'loading'} the {kind}")
+        for clients in CLIENTS:
+            requests = _decisions(next(minutes), token) if kind == "hub" else [get(NO_OP_PATH)]
+            whole = b'"degraded":[]' if kind == "hub" and not warming else b""
+            seconds = WARM_UP_S if warming else extent.seconds
+            load = Load(ports[kind], clients, seconds, requests, f"{place}.{clients}", whole)
+            timings = loader.submit(measure, load).result()
+            if not warming:
+                measured.add(kind, clients, timings)
+    return measured
+
+
+def _decisions(time_ms: int, token: str) -> Sequence[bytes]:
+    """A request in every slot at this time, with room for the id."""
+    return [post("/v1/decisions", {**request, "request_id": ID_PLACE.decode()}, token)
+            for request in requests_at(time_ms, configuration())]
+
+
+def _minutes() -> Iterator[int]:
+    """The times at which the hub is asked: each load comes one bar later than the one before."""
+    choice, market = settle(configuration(), None)
+    _, split_ms, stop_ms = replay_range(market, choice.symbols)
+    yield from range(split_ms + MINUTE_MS, stop_ms, MINUTE_MS)
+
+
+def _live(home: Home, episodes: int) -> None:
+    """In a process of its own: it imports all of training."""
+    command = [sys.executable, "-W", "ignore", "-m", "ci.bench.lived_home", "--home", str(home.root),
+               "--episodes", str(episodes)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Away when all went well; else the logs in it say what did not."""
+    folder = Path(tempfile.mkdtemp(prefix="hub-bench-"))
+    try:
+        yield folder
+    except BaseException:
+        print(f"logs are kept in {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder)

@@ -1,0 +1,224 @@
+"""The use cases: one request is one decision, one outcome is one row, and what is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from plain_hub import EQUITY, PlainHub, learnt, llm_view, momentum_bundle, onnx_bundle, opens, portfolio, rows_of
+
+from feature_repo.features import MINUTE_MS
+from policies.bundle import Bundle, make_bundle
+from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
+
+
+# -- decisions ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_request_again_gets_the_recorded_answer_and_stays_one_row(hub: PlainHub) -> None:
+    request = hub.request(time_ms=hub.time_ms + MINUTE_MS, llm=llm_view())
+    first = await hub.service.decide(request)
+    await hub.decide_later(minutes=5)
+    hub.features.failed = "gone since"
+    assert [await hub.service.decide(request) for _ in range(3)] == [first] * 3
+    assert first["versions"]["position"] is not None
+    assert len(rows_of(hub, "decision")) == 2
+
+
+async def test_the_same_request_at_the_same_moment_is_one_row(hub: PlainHub) -> None:
+    request = hub.request(time_ms=hub.time_ms + MINUTE_MS)
+    answers = await asyncio.gather(*(hub.service.decide(request) for _ in range(8)))
+    assert len(rows_of(hub, "decision")) == 1
+    assert all(answer == answers[0] for answer in answers)
+
+
+async def test_another_body_under_a_recorded_request_id_is_refused(hub: PlainHub) -> None:
+    request = hub.request()
+    await hub.service.decide(request)
+    with pytest.raises(ContentConflict, match="request_id"):
+        await hub.service.decide({**request, "portfolio": portfolio(EQUITY + 1)})
+    assert len(rows_of(hub, "decision")) == 1
+
+
+async def test_a_recorded_answer_survives_reopening(open_hub: Any) -> None:
+    hub = open_hub()
+    await hub.register(momentum_bundle())
+    request = hub.request(time_ms=hub.time_ms + MINUTE_MS)
+    first = await hub.service.decide(request)
+    await hub.close()
+    assert await open_hub().service.decide(request) == first
+
+
+async def test_a_request_without_a_time_is_asked_at_the_clocks(hub: PlainHub) -> None:
+    later = (await hub.decide_later())["time_ms"]
+    assert (await hub.decide(time_ms=None))["time_ms"] == later
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"symbol": "DOGE"}, "symbol"), ({"time_ms": 0}, "time_ms"), ({"parent_decision_id": "d-none"}, "parent_decision_id"),
+])
+async def test_a_refused_request_leaves_no_row_and_does_not_move_the_clock(
+        hub: PlainHub, changes: dict[str, Any], field: str) -> None:
+    await hub.decide_later()
+    before, now_ms = hub.reader.head(), hub.time_ms
+    with pytest.raises(InvalidInput) as refused:
+        await hub.decide(**{"time_ms": now_ms + 7 * MINUTE_MS, **changes})
+    assert refused.value.field == field
+    assert (hub.reader.head(), hub.time_ms) == (before, now_ms)
+
+
+async def test_what_adds_to_a_trade_names_it_and_leaves_the_slot_to_it(hub: PlainHub) -> None:
+    trade = await hub.trade()
+    held_by = {"parent_decision_id": trade["decision_id"]}
+    adds = [answer for answer in [await hub.decide(**held_by) for _ in range(30)] if opens(answer)]
+    assert len(adds) > 1
+    await hub.report(adds[0], 0.001)
+    assert hub.state.slot_is_open("BTC", "momentum", hub.time_ms) == trade["decision_id"]
+    await hub.report(trade, 0.001)
+    assert hub.state.slot_is_open("BTC", "momentum", hub.time_ms) is None
+    for free in ({}, {"symbol": "ETH"}):
+        with pytest.raises(InvalidInput, match="which is free"):
+            await hub.decide(**held_by, **free)
+
+
+async def test_an_epoch_ends_after_its_cadence_and_once_a_moment(hub: PlainHub) -> None:
+    await hub.decide_later()
+    epoch, cadence_s = hub.state.epoch.number, hub.config.learning.bandits.update_cadence_sec
+    await hub.decide(time_ms=hub.time_ms + cadence_s * 1_000 - 1)
+    assert hub.state.epoch.number == epoch
+    at_the_end = hub.state.epoch.ends_ms
+    await asyncio.gather(*(hub.decide(time_ms=at_the_end) for _ in range(6)))
+    assert hub.state.epoch.number == epoch + 1
+    assert rows_of(hub, "epoch")[-1].body["reason"] == "cadence"
+
+
+# -- outcomes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_outcome_of_an_unknown_decision_is_refused(hub: PlainHub) -> None:
+    trade = await hub.trade()
+    before = hub.reader.head()
+    with pytest.raises(UnknownEntity, match="d-none"):
+        await hub.service.learn({**hub.outcome(trade, 0.001), "decision_id": "d-none"})
+    assert hub.reader.head() == before
+
+
+async def test_an_outcome_with_another_content_under_its_key_names_what_differs(hub: PlainHub) -> None:
+    report = hub.outcome(await hub.trade(), 0.001)
+    await hub.service.learn(report)
+    before = learnt(hub.state)
+    with pytest.raises(ContentConflict) as refused:
+        await hub.service.learn({**report, "fees": 2.0, "exit_reason": "manual"})
+    assert sorted(refused.value.fields) == ["exit_reason", "fees"]
+    assert learnt(hub.state) == before
+
+
+async def test_a_revision_below_a_recorded_one_is_refused_and_a_repeated_old_one_is_told_so(hub: PlainHub) -> None:
+    trade = await hub.trade()
+    await hub.report(trade, 0.001)
+    await hub.report(trade, 0.002, revision=2)
+    assert (await hub.report(trade, 0.001))["accepted"] == "superseded_by_later"
+    with pytest.raises(ContentConflict, match="revision: 2"):
+        await hub.report(trade, 0.003, revision=1)
+
+
+async def test_an_outcome_that_is_reported_again_gets_the_verdicts_it_caused(hub: PlainHub) -> None:
+    report = hub.outcome(await hub.trade(), -0.05)
+    first, again = await hub.service.learn(report), await hub.service.learn(report)
+    assert (first["accepted"], again["accepted"]) == ("recorded", "duplicate")
+    assert first["verdicts"] == again["verdicts"]
+    assert [verdict["judgement"] for verdict in first["verdicts"]] == ["halt"]
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"pnl": 123.0}, "pnl"), ({"entry_time_ms": 0}, "entry_time_ms"), ({"symbol": "BTC"}, "symbol"),
+    ({"origin": "bot", "symbol": "BTC", "strategy": "momentum", "direction": "long"}, "decision_id"),
+    ({"origin": "bot", "symbol": "DOGE", "strategy": "momentum", "direction": "long"}, "symbol"),
+    ({"origin": "bot"}, "symbol"),
+])
+async def test_an_outcome_that_cannot_be_true_is_refused_by_name(
+        hub: PlainHub, changes: dict[str, Any], field: str) -> None:
+    report = hub.outcome(await hub.trade(), 0.001)
+    before = hub.reader.head()
+    with pytest.raises(InvalidInput) as refused:
+        await hub.service.learn({**report, **changes})
+    assert refused.value.field == field
+    assert hub.reader.head() == before
+
+
+async def test_nothing_is_acknowledged_while_the_writer_is_away(hub: PlainHub) -> None:
+    trade = await hub.trade()
+    hub.writer.away = True
+    for write in (hub.report(trade, 0.001), hub.command("pause", "momentum_v1"), hub.register(onnx_bundle("late", 9))):
+        with pytest.raises(WriterUnavailable):
+            await write
+    hub.writer.away = False
+    assert (await hub.report(trade, 0.001))["accepted"] == "recorded"
+
+
+# -- policies -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_decision_after_a_registration_asks_the_new_head(hub: PlainHub) -> None:
+    new = await hub.register(onnx_bundle("linear_v2", seed=5))
+    assert new in (await hub.decide_later())["proposals"]
+
+
+async def test_a_policy_is_named_by_its_id_the_beginning_of_it_or_its_newest_alias(hub: PlainHub) -> None:
+    newer = await hub.register(onnx_bundle("linear_v1", seed=5))
+    for name in (newer, newer[:8], "linear_v1"):
+        assert hub.service.policy_id_of(name) == newer
+    for name in (newer[:7], "nobody"):
+        with pytest.raises(UnknownEntity, match="momentum_v1"):
+            hub.service.policy_id_of(name)
+
+
+def wrong_order() -> Bundle:
+    manifest = onnx_bundle().manifest
+    return make_bundle(replace(manifest, features=manifest.features[::-1]), onnx_bundle().files)
+
+
+def short_of_features() -> Bundle:
+    manifest = replace(momentum_bundle().manifest, features=("ret_15", "ret_1"), optional_features=())
+    return make_bundle(manifest, {})
+
+
+@pytest.mark.parametrize("bundle", [wrong_order(), short_of_features()], ids=["order", "fewer"])
+async def test_a_bundle_made_for_other_features_is_refused_at_registration(hub: PlainHub, bundle: Bundle) -> None:
+    before = hub.reader.head()
+    with pytest.raises(BundleRefused, match="other features"):
+        await hub.register(bundle)
+    assert hub.reader.head() == before
+
+
+async def test_a_head_that_is_not_sound_is_refused_at_registration(hub: PlainHub) -> None:
+    before = hub.reader.head()
+    with pytest.raises(BundleRefused, match="not sound"):
+        await hub.register(onnx_bundle("always_nan", most_ret_1=-100.0))
+    assert hub.reader.head() == before
+
+
+async def test_commands_name_a_policy_that_is_registered(hub: PlainHub) -> None:
+    with pytest.raises(UnknownEntity):
+        await hub.command("pause", "nobody")
+    with pytest.raises(HubError):
+        await hub.command("promote", "book")
+
+
+async def test_readiness_names_the_part_that_is_missing(hub: PlainHub) -> None:
+    assert (await hub.service.readiness())["ready"]
+    hub.writer.away, hub.features.failed = True, "away"
+    found = await hub.service.readiness()
+    assert (found["ready"], found["parts"]) == (False, {"ledger": True, "sentry": False, "features": False})
+
+
+async def test_what_was_served_is_counted(hub: PlainHub) -> None:
+    await hub.decide_later()
+    hub.features.failed = "away"
+    await hub.decide_later()
+    seen = hub.service.seen
+    assert sum(seen.decisions.values()) == len(seen.latencies_ms) == 2
+    assert seen.decisions["llm_only", "observed"] == 1
+    assert seen.degraded == {("features", "away"): 1}
