@@ -333,8 +333,17 @@ class HubState:
     def policies(self) -> list[str]:
         return list(self.heads)
 
-    def may_execute(self, policy_id: str) -> bool:
-        return policy_id == LLM_ONLY or self.epoch.roles.shares.get(policy_id, 0.0) > 0
+    def admits(self, decision: dict[str, Any]) -> bool:
+        """Whether a decision's body still agrees with who has a share and with which slots are free.
+
+        Outcomes and other decisions may lie between a decision's `as_of` and its row; only a trade in its own slot is
+        one too many.
+        """
+        policy_id, request = decision["policy_id"], decision["request"]
+        if policy_id != LLM_ONLY and not self.epoch.roles.shares.get(policy_id, 0.0) > 0:
+            return False
+        held_by = self.slot_is_open(request["symbol"], request["strategy"], request["time_ms"])
+        return not decision["opens"] or held_by in (None, request["parent_decision_id"])
 
     def strategy_weights(self) -> dict[str, float]:
         """The allocation bandit's proposal of this epoch, kept until something is learnt: it takes 256 draws."""

@@ -152,7 +152,7 @@ def _start_actors(hub: Running) -> list[Any]:
     options: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1,
                                "max_task_retries": 0, "num_cpus": 0.1}
     sentry: Any = ray.remote(SentryShell).options(name=SENTRY, max_concurrency=64, **options).remote(
-        str(hub.home.root), hub.config, sentry_parts, hub.clock.start_ms or time.time_ns() // 1_000_000)
+        str(hub.home.root), hub.config, sentry_parts, hub.clock.make(0).now_ms())
     feeder: Any = ray.remote(FeederShell).options(name=FEEDER, **options).remote(
         hub.home, hub.choice, hub.redis_url, hub.clock.start_ms)
     return [sentry.ping.remote(), feeder.ready.remote()]

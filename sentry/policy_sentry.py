@@ -55,8 +55,8 @@ class Fold(Protocol):
         """Verdicts and epochs that the ledger must hold now; [] when none."""
         ...
 
-    def may_execute(self, policy_id: str) -> bool:
-        """Whether it has a share in the current epoch; always True for `llm_only`."""
+    def admits(self, decision: dict[str, Any]) -> bool:
+        """Whether a decision's body agrees with who may act now, and with the slots that hold a trade."""
         ...
 
     def epoch_expired(self, now_ms: int) -> bool: ...
@@ -188,7 +188,8 @@ class PolicySentry:
     # -- decisions and outcomes -------------------------------------------------------------------------------------
 
     def commit_decision(self, body: dict[str, Any], now_ms: int) -> CommitAnswer:
-        """Record a decision unless something that decides who may act lies between its `as_of` and its own row.
+        """Record a decision unless something that decides who may act, or takes its slot, lies between its `as_of` and
+        its own row.
 
         body: `request_id`, `request_hash`, `policy_id`, `as_of` and whatever else the decision's row holds. The same
         request again gets the recorded row; ContentConflict if its hash is another one.
@@ -199,9 +200,10 @@ class PolicySentry:
             if recorded.body["request_hash"] != require_text(body, "request_hash"):
                 raise ContentConflict("decision", decision_id, ["request_hash"])
             return CommitAnswer("recorded", recorded, recorded.position)
-        require_text(body, "request_hash")
+        for name in ("request_hash", "policy_id"):
+            require_text(body, name)
         as_of = require_whole(body, "as_of", 0, self.fold.position)
-        if as_of < self.fold.last_blocking_position or not self.fold.may_execute(require_text(body, "policy_id")):
+        if as_of < self.fold.last_blocking_position or not self.fold.admits(body):
             return CommitAnswer("conflict", None, self.fold.position)
         row = self._operate(lambda: self._record(NewRow("decision", decision_id, body), now_ms))[0]
         return CommitAnswer("committed", row, row.position)

@@ -222,3 +222,13 @@ async def test_what_was_served_is_counted(hub: PlainHub) -> None:
     assert sum(seen.decisions.values()) == len(seen.latencies_ms) == 2
     assert seen.decisions["llm_only", "observed"] == 1
     assert seen.degraded == {("features", "away"): 1}
+
+
+async def test_two_decisions_at_once_in_one_slot_open_one_trade(hub: PlainHub) -> None:
+    hub.features.fixed = {"ret_15": 3.0}
+    answers = await asyncio.gather(*(hub.decide() for _ in range(8)))
+    opened = [row for row in rows_of(hub, "decision") if row.body["opens"]]
+    assert len(opened) == 1
+    assert sum(opens(answer) for answer in answers) == 1
+    assert {change["rule"].split(" ")[0] for answer in answers for change in answer["shielded"]
+            if change["field"] == "direction"} >= {"slot"}

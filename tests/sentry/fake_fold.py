@@ -64,8 +64,8 @@ class FakeFold:
                 "caused_by": self.position})]
         return self.expire_epoch(at_ms) if self.epoch_due else []
 
-    def may_execute(self, policy_id: str) -> bool:
-        return policy_id == LLM_ONLY or self.shares.get(policy_id, 0) > 0
+    def admits(self, decision: dict[str, Any]) -> bool:
+        return decision["policy_id"] == LLM_ONLY or self.shares.get(decision["policy_id"], 0) > 0
 
     def epoch_expired(self, now_ms: int) -> bool:
         return now_ms >= self.ends_ms

@@ -265,7 +265,7 @@ def test_command_is_recorded_once_by_its_id(bench: Bench) -> None:
 def test_pause_holds_through_a_restart(bench: Bench) -> None:
     bench.sentry.command("c", "pause", "p1", "ops", "", 1_000)
     bench.again()
-    assert not bench.sentry.fold.may_execute("p1")
+    assert not bench.sentry.fold.admits({"policy_id": "p1"})
 
 
 def test_registration_is_idempotent(bench: Bench) -> None:
