@@ -214,6 +214,9 @@ def _map_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's, for bytes in which its parser finds no JSON at all
+            legal = "JSON in UTF-8, of moderate depth, with numbers of moderate length"
+            return problem(422, "invalid_input", f"body: must be {legal}", field="body", legal=legal, value=None)
         code = {401: "unauthorized", 403: "forbidden", 404: "no_such_route", 405: "method_not_allowed"}
         return problem(error.status_code, code.get(error.status_code, "http_error"), str(error.detail))
 

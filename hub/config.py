@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -190,6 +191,7 @@ def parse(values: Mapping[str, Any]) -> HubConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(name, first["msg"][0].lower() + first["msg"][1:], first.get("input")) from None
+    _refuse_infinite(dataclasses.asdict(config), "")
     _refuse_unavailable(config)
     return config
 
@@ -247,6 +249,15 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, prefix: str) -> None:
 def _unknown_key(path: str, name: str, known: list[str]) -> InvalidInput:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return InvalidInput(path, f"one of {', '.join(known)}", name, f"did you mean {near[0]}?" if near else "")
+
+
+def _refuse_infinite(values: Mapping[str, Any], prefix: str) -> None:
+    """A range without an upper end lets infinity in, which a recorded configuration cannot hold: JSON has none."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_infinite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"{prefix}{name}", "finite", value)
 
 
 def _refuse_unavailable(config: HubConfig) -> None:

@@ -197,10 +197,11 @@ def _combined(state: HubState, decision_id: str, strategy: str, values: tuple[fl
 
 
 def _blended(action: Action, llm: Action, share: float) -> Action:
-    """Sizes blended at the stricter leverage; where the LLM's is the larger, up to the head's own risk and no further."""
+    """Sizes blended at the stricter leverage, as far as the head's own risk allows: the shield minds the LLM's."""
     leverage = min(action.leverage, llm.leverage)
     size = share * action.size_fraction + (1 - share) * llm.size_fraction
-    return replace(action, leverage=leverage, size_fraction=min(size, action.risk_fraction / (leverage * action.sl_pct)))
+    size = min(size, action.risk_fraction / (leverage * action.sl_pct))
+    return replace(action, leverage=leverage, size_fraction=size)
 
 
 def _slot_holder(state: HubState, request: dict[str, Any]) -> str | None:

@@ -74,7 +74,8 @@ class Seen:
     degraded: Counter[tuple[str, str]] = field(default_factory=Counter)  # (part, reason)
     outcomes: Counter[str] = field(default_factory=Counter)
     conflicts: int = 0
-    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))  # of the last ones
+    latency_total_ms: float = 0.0  # of all
 
 
 class HubService:
@@ -109,7 +110,9 @@ class HubService:
         time_ms = self.clock.admit(asked["time_ms"])  # last: what is refused must not move the clock
         request = {**asked, "time_ms": time_ms}
         answer = await self._decided(request, request_hash)
-        self.seen.latencies_ms.append((time.perf_counter() - started) * 1_000)
+        latency_ms = (time.perf_counter() - started) * 1_000
+        self.seen.latencies_ms.append(latency_ms)
+        self.seen.latency_total_ms += latency_ms
         self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
         self.seen.degraded.update((entry["part"], entry["reason"]) for entry in answer["degraded"])
         return answer

@@ -14,7 +14,7 @@ STRATEGIES = ("momentum", "breakout", "scalping")
 
 
 async def mixed_run(hub: PlainHub, production: str, challenger: str, minutes: int = 120) -> None:
-    """One decision a minute over four symbols; trades close after about five of them, and now and then something happens.
+    """One decision a minute over four symbols; trades close after about five, and now and then something happens.
 
     Begins and ends with both heads at work.
     """

@@ -1,6 +1,7 @@
 """A whole hub of plain parts in one process: real ledger, audit, sentry, folds, bundles and heads; no Ray, no HTTP.
 
-What lies outside is replaced: features are a keyed draw of (symbol, minute), the clock replays, the feeder does nothing.
+What lies outside is replaced: features are a keyed draw of symbol and minute, the clock replays, the feeder does
+nothing.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ PRICE = 100.0
 TOKENS = {"bot": "bot-secret-0123456789", "ops": "ops-secret-9876543210"}
 MARKET = "a keyed draw for tests"
 
-_REQUIRED = dict(
-    features=DECISION_V1.names, feature_service=DECISION_V1.name, required_groups=DECISION_V1.required_groups,
-    optional_groups=DECISION_V1.optional_groups, optional_features=DECISION_V1.groups[FUNDING])
+_SERVED: dict[str, Any] = {
+    "features": DECISION_V1.names, "required_groups": DECISION_V1.required_groups,
+    "optional_groups": DECISION_V1.optional_groups, "optional_features": DECISION_V1.groups[FUNDING]}
 
 
 @cache
 def momentum_bundle(alias: str = "momentum_v1", threshold: float = 0.2) -> Bundle:
     return make_bundle(Manifest(kind="momentum_rule", alias=alias, inputs={"momentum": "ret_15"},
-                                parameters={"threshold": threshold}, **_REQUIRED), {})
+                                parameters={"threshold": threshold}, **_SERVED), {})
 
 
 @cache
@@ -73,7 +74,7 @@ def onnx_bundle(alias: str = "linear_v1", seed: int = 0, most_ret_1: float = 10.
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3])],
         [numpy_helper.from_array(values, name) for name, values in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    manifest = Manifest(kind="onnx_classifier", alias=alias, parameters={"max_p_flat": 0.9}, **_REQUIRED)
+    manifest = Manifest(kind="onnx_classifier", alias=alias, parameters={"max_p_flat": 0.9}, **_SERVED)
     return make_bundle(manifest, {"model.onnx": model.SerializeToString()})
 
 
@@ -272,7 +273,7 @@ class PlainHub:
         return await self.service.learn(self.outcome(answer, net_return, **changes))
 
     def outcome(self, answer: dict[str, Any], net_return: float, sign: int = 0, **changes: Any) -> dict[str, Any]:
-        """What came of a decision's trade, as a report. net_return: over EQUITY. sign: of the trade, if not the hub's."""
+        """The report of a decision's trade. net_return: over EQUITY. sign: of the trade, where it is not the hub's."""
         action = answer["action"]
         sign = sign or {"long": 1, "short": -1, "flat": 0}[action["direction"]]
         size = max(action["size_fraction"] * action["leverage"], 0.1) * EQUITY / PRICE

@@ -39,7 +39,7 @@ def assert_safe(answer: dict[str, Any], part: str, reason: str = "") -> None:
     assert risk(answer["action"]) <= risk(llm_view()) * (1 + 1e-12)
 
 
-# -- safe answers -------------------------------------------------------------------------------------------------------
+# -- safe answers -----------------------------------------------------------------------------------------------------
 
 
 async def test_features_that_cannot_be_read_leave_the_decision_to_the_llm_and_no_head_is_asked(hub: PlainHub) -> None:
@@ -178,14 +178,14 @@ async def test_in_rollout_hybrid_a_head_acts_only_where_the_llm_goes_the_same_wa
 
 
 def test_when_neither_a_head_nor_the_llm_says_anything_there_is_no_position() -> None:
-    body = concluded(SHADOWLESS["full"], Features(None, {}, "away"), {}, request_of(None))
+    body = concluded(ROLLOUTS["full"], Features(None, {}, "away"), {}, request_of(None))
     assert body["action"]["direction"] == "flat"
     assert body["confidence"] is None
 
 
-# -- risk ---------------------------------------------------------------------------------------------------------------
+# -- risk -------------------------------------------------------------------------------------------------------------
 
-SHADOWLESS = {name: state_of({"rollout": {"mode": mode}, "learning": {"param_mode": param_mode},
+ROLLOUTS = {name: state_of({"rollout": {"mode": mode}, "learning": {"param_mode": param_mode},
                               "router": {"challenger_share": 0.3}}, momentum_bundle(), onnx_bundle())
               for name, mode, param_mode in (("full", "full", "bandit"), ("full, static", "full", "static"),
                                              ("hybrid", "hybrid", "bandit"), ("hybrid, static", "hybrid", "static"))}
@@ -219,12 +219,12 @@ proposals = st.builds(Proposal, st.builds(Action, st.sampled_from(Direction), **
 
 
 @settings(REPEATABLE, max_examples=250)
-@given(rollout=st.sampled_from(sorted(SHADOWLESS)), first=proposals, second=proposals, view=views,
+@given(rollout=st.sampled_from(sorted(ROLLOUTS)), first=proposals, second=proposals, view=views,
        strategy=st.sampled_from(STRATEGIES), number=st.integers(0, 10_000))
 def test_no_answer_risks_more_than_its_head_the_llm_or_the_limits(
         rollout: str, first: Proposal, second: Proposal, view: dict[str, Any] | None, strategy: str,
         number: int) -> None:
-    state = SHADOWLESS[rollout]
+    state = ROLLOUTS[rollout]
     answers = {bundle.policy_id: Answer(proposal, 1.0)
                for bundle, proposal in ((momentum_bundle(), first), (onnx_bundle(), second))}
     body = concluded(state, FRESH, answers, request_of(view, strategy, number))
@@ -249,8 +249,9 @@ def test_no_answer_risks_more_than_its_head_the_llm_or_the_limits(
 
 @settings(REPEATABLE, max_examples=150)
 @given(view=views, strategy=st.sampled_from(STRATEGIES))
-def test_an_answer_that_is_the_llms_risks_no_more_than_the_llm_would(view: dict[str, Any] | None, strategy: str) -> None:
-    body = concluded(SHADOWLESS["full"], Features(None, {}, "away"), {}, request_of(view, strategy))
+def test_an_answer_that_is_the_llms_risks_no_more_than_the_llm_would(
+        view: dict[str, Any] | None, strategy: str) -> None:
+    body = concluded(ROLLOUTS["full"], Features(None, {}, "away"), {}, request_of(view, strategy))
     assert not body["acts"]
     assert risk(body["action"]) <= (0.0 if view is None else risk(view) * (1 + 1e-12))
 
@@ -273,11 +274,11 @@ def _tripped() -> HubState:
 TRIPPED, TRIPPED_HEAD = _tripped(), momentum_bundle().policy_id
 
 
-# -- plan and weights ---------------------------------------------------------------------------------------------------
+# -- plan and weights -------------------------------------------------------------------------------------------------
 
 
 def test_planning_and_concluding_change_nothing_and_give_the_same_again() -> None:
-    state = SHADOWLESS["full"]
+    state = ROLLOUTS["full"]
     request = request_of(llm_view())
     answers = {policy_id: Answer(Proposal(Action(Direction.LONG, 0.05, 5.0, 0.01, 0.01), 0.7), 1.0)
                for policy_id in state.heads}

@@ -68,7 +68,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def altered(recorded: Home, tmp_path: Path) -> Callable[..., ReplayReport]:
-    """Replays a copy of the ledger after `edit` of the body of one row: the `place`-th of those that `where` holds for."""
+    """Replays a copy of the ledger after `edit` of one row's body: the `place`-th of those that `where` holds for."""
 
     def replay(kind: str, edit: Edit, place: int = 0, where: Callable[[dict[str, Any]], bool] = lambda _: True,
                episodes_too: bool = False) -> ReplayReport:

@@ -39,7 +39,7 @@ async def lose(hub: PlainHub, policy_id: str, *returns: float) -> dict[str, Any]
     return answer
 
 
-# -- shares -------------------------------------------------------------------------------------------------------------
+# -- shares -----------------------------------------------------------------------------------------------------------
 
 
 async def test_the_challenger_gets_a_tenth_of_two_thousand_decisions(
@@ -77,7 +77,7 @@ async def test_every_head_that_may_answer_is_asked_on_every_decision(
     assert sorted(role.value for role in hub.state.epoch.roles.roles.values()) == ["challenger", "production", "shadow"]
 
 
-# -- what takes traffic away --------------------------------------------------------------------------------------------
+# -- what takes traffic away ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", TAKEN_AWAY)
@@ -150,7 +150,7 @@ async def test_a_gate_asks_no_second_time_for_the_verdict_it_was_given(hub: Plai
     assert [row.body["judgement"] for row in rows_of(hub, "verdict")] == ["halt"]
 
 
-# -- an operator's word -------------------------------------------------------------------------------------------------
+# -- an operator's word -----------------------------------------------------------------------------------------------
 
 
 async def test_a_pause_holds_through_reopening_and_until_it_is_lifted(open_hub: Any, production: str) -> None:
@@ -188,7 +188,7 @@ async def test_a_command_that_comes_twice_is_one_row(hub: PlainHub, challenger: 
     assert len(rows_of(hub, "command")) == 1
 
 
-# -- overtaken decisions ------------------------------------------------------------------------------------------------
+# -- overtaken decisions ----------------------------------------------------------------------------------------------
 
 Change = Callable[[PlainHub, str], Awaitable[Any]]
 CHANGES: dict[str, Change] = {
@@ -253,7 +253,7 @@ async def test_a_decision_that_is_overtaken_every_time_is_the_llms_and_not_recor
     assert len(rows_of(hub, "decision")) == before
 
 
-# -- the book -----------------------------------------------------------------------------------------------------------
+# -- the book ---------------------------------------------------------------------------------------------------------
 
 
 async def test_after_a_fall_of_five_percent_nothing_opens_until_the_book_is_resumed(hub: PlainHub) -> None:

@@ -13,8 +13,7 @@ from feature_repo.features import MINUTE_MS
 from policies.bundle import Bundle, make_bundle
 from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
 
-
-# -- decisions ----------------------------------------------------------------------------------------------------------
+# -- decisions --------------------------------------------------------------------------------------------------------
 
 
 async def test_the_same_request_again_gets_the_recorded_answer_and_stays_one_row(hub: PlainHub) -> None:
@@ -57,7 +56,8 @@ async def test_a_request_without_a_time_is_asked_at_the_clocks(hub: PlainHub) ->
 
 
 @pytest.mark.parametrize(("changes", "field"), [
-    ({"symbol": "DOGE"}, "symbol"), ({"time_ms": 0}, "time_ms"), ({"parent_decision_id": "d-none"}, "parent_decision_id"),
+    ({"symbol": "DOGE"}, "symbol"), ({"time_ms": 0}, "time_ms"),
+    ({"parent_decision_id": "d-none"}, "parent_decision_id"),
 ])
 async def test_a_refused_request_leaves_no_row_and_does_not_move_the_clock(
         hub: PlainHub, changes: dict[str, Any], field: str) -> None:
@@ -94,7 +94,7 @@ async def test_an_epoch_ends_after_its_cadence_and_once_a_moment(hub: PlainHub) 
     assert rows_of(hub, "epoch")[-1].body["reason"] == "cadence"
 
 
-# -- outcomes -----------------------------------------------------------------------------------------------------------
+# -- outcomes ---------------------------------------------------------------------------------------------------------
 
 
 async def test_an_outcome_of_an_unknown_decision_is_refused(hub: PlainHub) -> None:
@@ -158,7 +158,7 @@ async def test_nothing_is_acknowledged_while_the_writer_is_away(hub: PlainHub) -
     assert (await hub.report(trade, 0.001))["accepted"] == "recorded"
 
 
-# -- policies -----------------------------------------------------------------------------------------------------------
+# -- policies ---------------------------------------------------------------------------------------------------------
 
 
 async def test_the_decision_after_a_registration_asks_the_new_head(hub: PlainHub) -> None:

@@ -38,7 +38,7 @@ def figures(state: HubState) -> dict[str, Any]:
 
 
 def assert_same_figures(one: HubState, other: HubState) -> None:
-    """Exactly equal, except for sums from which a number was taken out again, and the tail that rewards are made with."""
+    """Exactly equal, but for sums from which a number was taken out again, and for the tail that rewards look at."""
     ours, theirs = figures(one), figures(other)
     del ours["tails"], theirs["tails"]
     for name in ("allocation", "arms"):
@@ -49,7 +49,7 @@ def assert_same_figures(one: HubState, other: HubState) -> None:
     assert ours == theirs
 
 
-# -- one ledger, one state ----------------------------------------------------------------------------------------------
+# -- one ledger, one state --------------------------------------------------------------------------------------------
 
 
 async def test_the_writer_the_service_and_a_fold_from_the_start_agree_after_a_mixed_run(
@@ -102,7 +102,7 @@ async def test_rows_are_folded_in_their_order_and_once(hub: PlainHub) -> None:
             state.apply(Row(position, "observation", "x", 0, {}))
 
 
-# -- what an outcome teaches --------------------------------------------------------------------------------------------
+# -- what an outcome teaches ------------------------------------------------------------------------------------------
 
 
 async def test_the_same_outcome_five_times_counts_once(hub: PlainHub, production: str) -> None:
@@ -219,7 +219,7 @@ async def test_a_trade_that_the_llm_made_teaches_strategies_but_judges_no_head(o
     assert len(hub.state.memory or ()) == 1
 
 
-# -- what the figures are -----------------------------------------------------------------------------------------------
+# -- what the figures are ---------------------------------------------------------------------------------------------
 
 
 async def test_a_record_is_the_net_pnl_over_the_equity_that_the_decision_saw(hub: PlainHub, production: str) -> None:
