@@ -3,12 +3,14 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HUB_HOME ?= var
+COINS ?= BTC,ETH,SOL,HYPE
+LOOKBACK ?= 25200
 export HUB_HOME
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check demo bench experiments browser lock clean
+.PHONY: help install run test check demo retrain_sup bench experiments browser lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +39,11 @@ check: $(INSTALLED) ## Lint, types, layers
 
 demo: $(INSTALLED) ## Train, serve, replay later bars over HTTP, print what was learnt (MARKET=generated, SIGNAL=0)
 	@$(BIN)/python -m ci.demo --market "$(or $(MARKET),auto)" --signal "$(or $(SIGNAL),1)"
+
+retrain_sup: $(INSTALLED) ## Train the supervised heads anew (COINS=SOL,BTC LOOKBACK=25200) and say how to register them
+	@$(BIN)/python -m train.first_heads --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
+	  --symbols $(COINS) --lookback-bars $(LOOKBACK)
+	@echo "hand one to the running hub: $(BIN)/hub register --path <bundle>"
 
 bench: $(INSTALLED) ## Measure a full decision against a default Serve no-op
 	@$(BIN)/python -m ci.bench

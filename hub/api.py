@@ -57,7 +57,8 @@ def build_api(service: HubService, extras: Extras, tokens: dict[str, str], setti
               market: str) -> FastAPI:
     """tokens: by scope. market: the one line that says where bars come from."""
     app = FastAPI(title="Learner hub", version="1", openapi_url=None)
-    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, most_bundle_bytes=settings.max_bundle_bytes)
+    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, most_bundle_bytes=settings.max_bundle_bytes,
+                       ops_token=tokens["ops"])
     _map_errors(app)
     bot, ops, either = (_require(tokens, *scopes) for scopes in (("bot",), ("ops",), ("bot", "ops")))
     _decision_routes(app, service, bot)
@@ -222,16 +223,22 @@ def _map_errors(app: FastAPI) -> None:
 
 
 class BodyLimit:
-    """Refuses a body over the limit, whether or not its length was declared, before any of it is parsed."""
+    """Refuses a body over the limit, whether or not its length was declared, before any of it is parsed.
 
-    def __init__(self, app: ASGIApp, most_bytes: int, most_bundle_bytes: int) -> None:
+    Only who holds the ops token may send as much as a bundle: a stranger must not fill the memory.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, most_bundle_bytes: int, ops_token: str) -> None:
         self._app, self._most, self._most_bundle = app, most_bytes, most_bundle_bytes
+        self._bearer = f"Bearer {ops_token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        most = self._most_bundle if scope["path"] == "/v1/policies" else self._most
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        registers = scope["path"] == "/v1/policies" and hmac.compare_digest(given, self._bearer)
+        most = self._most_bundle if registers else self._most
         chunks, size, more = [], 0, True
         while more:
             message = await receive()
@@ -246,13 +253,13 @@ class BodyLimit:
                 await refusal(scope, receive, send)
                 return
         whole: Message = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
-        given = False
+        handed_over = False
 
         async def replay() -> Message:
-            nonlocal given
-            if given:
+            nonlocal handed_over
+            if handed_over:
                 return await receive()
-            given = True
+            handed_over = True
             return whole
 
         await self._app(scope, replay, send)

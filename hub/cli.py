@@ -114,19 +114,17 @@ def replay(options: dict[str, Any], ledger: Path | None) -> None:
 
 
 def heads_table(found: dict[str, Any]) -> Table:
-    """The table of heads that `hub status` and the demo print, from /v1/status."""
-    table = Table("head", "role", "share", "decisions", "trades", "PF", "DD %", "trades since", "PF since", "e-value",
-                  "verdict", title="heads")
+    """The table of heads that `hub status` and the demo print, from /v1/status. Figures are over all trades."""
+    table = Table("head", "role", "share", "decisions", "trades", "PF", "DD %", "e-value", "verdict", title="heads")
     for head in found["heads"]:
         life = head["lifetime"]
-        verdict = head["judgement"] + (f" ({head['rule']} {_number(head['figure'])})" if head["rule"] else "")
+        verdict = head["judgement"] + (f": {head['rule']} {_number(head['figure'])}" if head["rule"] else "")
         if head["paused"]:
             verdict += ", paused"
-        table.add_row(head["alias"], head["role"] + (" (green)" if head["green_lit"] else ""), f"{head['share']:.0%}",
+        table.add_row(head["alias"], head["role"] + (", green" if head["green_lit"] else ""), f"{head['share']:.0%}",
                       str(head["decisions"]), str(life["trades"]), _number(life["profit_factor"]),
-                      _number(life["max_drawdown_percent"]), str(head["trades"]), _number(head["profit_factor"]),
-                      _number(head["e_value"]), verdict)
-    table.add_row("llm_only", "", f"{found['llm_only_share']:.0%}", str(found["llm_only_decisions"]), *[""] * 7)
+                      _number(life["max_drawdown_percent"]), _number(head["e_value"]), verdict)
+    table.add_row("llm_only", "", f"{found['llm_only_share']:.0%}", str(found["llm_only_decisions"]), *[""] * 5)
     return table
 
 

@@ -146,7 +146,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: Port = 8000
     head_deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 250
-    commit_deadline_ms: Annotated[int, Ge(1), Le(60_000)] = 1_000
+    commit_deadline_ms: Annotated[int, Ge(1), Le(60_000)] = 500
     max_body_bytes: Annotated[int, Ge(1_024)] = 65_536
     max_bundle_bytes: Annotated[int, Ge(1_024)] = 64 * 1024 * 1024
 

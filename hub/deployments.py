@@ -191,6 +191,9 @@ class RayWriter:
     async def expire_epoch(self, now_ms: int) -> None:
         await self._within(self._actor.expire_epoch.remote(now_ms))
 
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> None:
+        await self._within(self._actor.observe.remote(**observation, now_ms=now_ms))
+
     async def ping(self) -> dict[str, Any]:
         return await self._within(self._actor.ping.remote())
 

@@ -304,7 +304,7 @@ class PaperBot:
 @click.option("--seed", default=0, show_default=True, help="Of the LLM's stand-in.")
 @click.option("--llm-trades", is_flag=True, help="The LLM's stand-in trades when the hub leaves the decision to it.")
 @click.option("--concurrency", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("--timeout-ms", type=click.IntRange(1), default=250, show_default=True, help="Of one decision.")
+@click.option("--timeout-ms", type=click.IntRange(1), default=1_000, show_default=True, help="Of one decision.")
 @click.option("--run-id", default="paper", show_default=True, help="Opens the request ids.")
 @click.option("--outbox", type=click.Path(dir_okay=False, path_type=Path), default=Path("var/paper_bot_outbox.sqlite"),
               show_default=True)

@@ -69,7 +69,7 @@ class OutcomeReport(Strict):
     exit_reason: Literal["target", "stop", "horizon", "liquidation", "manual", "not_filled"]
     drawdown_proxy: Fraction = 0.0
     equity: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False, strict=True)] | None = None
-    final: bool = True
+    final: Annotated[bool, Field(strict=True)] = True
     # The bot's own trades have no decision: they say what they were.
     origin: Literal["hub", "bot"] = "hub"
     symbol: Symbol | None = None

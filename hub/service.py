@@ -8,6 +8,7 @@ date before every decision.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections import Counter, deque
@@ -54,6 +55,8 @@ class Writer(Protocol):
     async def register(self, registration: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
 
     async def expire_epoch(self, now_ms: int) -> None: ...
+
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> None: ...
 
     async def ping(self) -> dict[str, Any]: ...
 
@@ -115,7 +118,21 @@ class HubService:
         self.seen.latency_total_ms += latency_ms
         self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
         self.seen.degraded.update((entry["part"], entry["reason"]) for entry in answer["degraded"])
+        await self._observe_parts({entry["part"]: entry["reason"] for entry in answer["degraded"]}, time_ms)
         return answer
+
+    async def _observe_parts(self, degraded: dict[str, str], now_ms: int) -> None:
+        """Record when a part begins or ceases to be degraded. Not heads: their failures are in the decisions."""
+        now = {part: reason for part, reason in degraded.items() if not part.startswith("head ")}
+        before = self.state.degraded.keys()
+        changed = [("degraded", part, now[part]) for part in now.keys() - before]
+        changed += [("recovered", part, "") for part in before - now.keys()]
+        for what, part, reason in sorted(changed):
+            with contextlib.suppress(WriterUnavailable):  # the writer's own absence cannot be written
+                await self.writer.observe({"what": what, "policy_id": None, "figure": None,
+                                           "detail": {"part": part, "reason": reason}}, now_ms)
+        if changed:
+            self.catch_up()
 
     async def _decided(self, request: dict[str, Any], request_hash: str) -> dict[str, Any]:
         try:

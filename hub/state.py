@@ -106,6 +106,7 @@ class HubState:
         self.decisions = 0
         self.llm_only_decisions = 0
         self.outcomes = 0
+        self.degraded: dict[str, str] = {}  # part: reason, of what is degraded now
         self.latest_ms = 0
         self._remembers = remembers
         self._trades: OrderedDict[str, Trade] = OrderedDict()
@@ -244,7 +245,11 @@ class HubState:
         self._touched = tuple(other for other in self._touched if other != policy_id)
 
     def _apply_observation(self, row: Row) -> None:
-        """Observations are for the record and for gates that read them as they are added."""
+        what, detail = row.body["what"], row.body["detail"]
+        if what == "degraded":
+            self.degraded[detail["part"]] = detail["reason"]
+        elif what == "recovered":
+            self.degraded.pop(detail["part"], None)
 
     def _learn(self, decision_id: str, taken: Trade, trade: dict[str, Any], now_ms: int) -> None:
         """A trade is learnt when its final part is in; a revision first takes back what was learnt."""

@@ -32,6 +32,7 @@ def status(service: HubService, market: str) -> dict[str, Any]:
         "allocation": decide.weights(state, None),
         "degraded": [{"part": part, "reason": reason, "count": count}
                      for (part, reason), count in seen.degraded.most_common(20)],
+        "degraded_now": [{"part": part, "reason": reason} for part, reason in sorted(state.degraded.items())],
         "book": {"peak_equity": finite(state.book.peak_equity), "equity": finite(state.book.equity),
                  "drawdown_percent": finite(state.book.drawdown_percent), "no_new_risk": state.book.tripped},
         "latency_ms": percentiles(list(seen.latencies_ms)),

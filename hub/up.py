@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,14 +46,17 @@ class NotStarted(HubError):
 
 @dataclass(frozen=True)
 class Running:
-    """A hub that serves. split_ms: end of the training range and start of the replay; None with a live market."""
+    """A hub that serves. redis: the embedded server, if it is used.
+
+    split_ms, stop_ms: end of the training range, which is where the replay starts, and of the bars; None if live.
+    """
 
     home: Home
     config: HubConfig
     choice: MarketChoice
     market: str
     redis_url: str
-    start_ms: int | None
+    redis: EmbeddedRedis | None
     split_ms: int | None
     stop_ms: int | None
     clock: ClockChoice
@@ -102,7 +104,9 @@ def up(home: Home, config: HubConfig, data_dir: str | None, say: Say, first_head
         with running(home, config, data_dir, say, first_heads=first_heads) as hub:
             _say_addresses(hub, say)
             try:
-                threading.Event().wait()
+                while True:
+                    time.sleep(1.0)
+                    _watch(hub, say)
             except KeyboardInterrupt:
                 say("ending every process of this hub")
                 # From here on nothing may interrupt the clearing up.
@@ -113,23 +117,30 @@ def up(home: Home, config: HubConfig, data_dir: str | None, say: Say, first_head
         say("interrupted while starting; what had been started is ended")
 
 
+def _watch(hub: Running, say: Say) -> None:
+    """Ray restarts what belongs to it; the embedded Redis is ours. The feeder fills it again by itself."""
+    if hub.redis is not None and not hub.redis.running:
+        say("Redis has ended; starting it again")
+        hub.redis.start()
+
+
 def _prepared(home: Home, config: HubConfig, data_dir: str | None, say: Say, stack: ExitStack) -> Running:
     choice, market = settle(config, data_dir)
     say(f"market: {market.describe()}")
-    redis_url = config.storage.redis_url
+    redis_url, redis = config.storage.redis_url, None
     if not redis_url:
-        server = EmbeddedRedis(home.run / "redis", config.storage.redis_port).start()
-        stack.callback(server.stop)
-        redis_url = server.url
+        redis = EmbeddedRedis(home.run / "redis", config.storage.redis_port).start()
+        stack.callback(redis.stop)
+        redis_url = redis.url
         say(f"Redis: embedded server on port {config.storage.redis_port}")
-    start = split = stop = None
+    split = stop = None
     if choice.recorded:
-        start, split, stop = replay_range(market, choice.symbols)
+        _, split, stop = replay_range(market, choice.symbols)
     mode = config.clock.mode
     if mode == "auto":
         mode = "replay" if choice.recorded else "live"
     clock = ClockChoice(mode, max(split or 0, _latest_ms(home)), stop or 0)
-    return Running(home, config, choice, market.describe(), redis_url, start, split, stop, clock)
+    return Running(home, config, choice, market.describe(), redis_url, redis, split, stop, clock)
 
 
 def _latest_ms(home: Home) -> int:

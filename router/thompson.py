@@ -33,13 +33,12 @@ from router.posteriors import BetaPosterior, Posterior, PosteriorKind, probabili
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """update_cadence_sec: the longest epoch. challenger_share, reduced_share: of the decisions.
+    """challenger_share, reduced_share: of the decisions.
 
     posterior: what heads are drawn by. horizon_s: the longest life of a trade.
     probation_size_scale: factor on the size limit while production is not green-lit.
     """
 
-    update_cadence_sec: Annotated[int, Ge(1)] = 60
     challenger_share: Annotated[float, Ge(0), Lt(0.5)] = 0.10
     reduced_share: Annotated[float, Ge(0), Lt(0.5)] = 0.05
     posterior: PosteriorKind = "profit_factor"

@@ -21,6 +21,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 from ci.bench.engines import serving
 from ci.bench.load import ID_PLACE, Load, Timings, get, measure, post
@@ -39,6 +42,7 @@ AIM = 0.5  # the least ratio to the peer
 KINDS = ("peer", "hub", "floor")
 CLIENTS = (1, 16)
 WARM_UP_S = 3.0
+BUSY_WINDOW_S = 0.5
 
 Say = Callable[[str], None]
 
@@ -54,9 +58,13 @@ class Extent:
 
 @dataclass
 class Measured:
-    """Timings by (engine, clients), in the order in which they were taken."""
+    """Timings by (engine, clients), in the order in which they were taken.
+
+    busy_percent: of all cores, just before each load. What idle engines cost is a few percent; more is foreign work.
+    """
 
     timings: dict[tuple[str, int], list[Timings]] = field(default_factory=dict)
+    busy_percent: list[float] = field(default_factory=list)
 
     def add(self, kind: str, clients: int, timings: Timings) -> None:
         self.timings.setdefault((kind, clients), []).append(timings)
@@ -84,11 +92,11 @@ def run(extent: Extent, say: Say) -> Measured:
     """Measure all three. Takes some minutes; what it started and wrote is gone afterwards."""
     with ExitStack() as stack:
         folder = stack.enter_context(_folder())
+        log = stack.enter_context((folder / "bench.log").open("w"))
         say(f"making {extent.episodes} episodes to remember")
         hub_home = Home(folder / "hub")
-        _live(hub_home, extent.episodes)
+        _live(hub_home, extent.episodes, log)
         ports = {kind: engine.free_port() for kind in KINDS}
-        log = stack.enter_context((folder / "engines.log").open("w+"))
         for kind in KINDS:
             say(f"starting the {kind}")
             stack.enter_context(serving(kind, folder / kind, ports[kind], log))
@@ -107,6 +115,7 @@ def _alternate(extent: Extent, ports: dict[str, int], token: str, loader: Proces
             requests = _decisions(next(minutes), token) if kind == "hub" else [get(NO_OP_PATH)]
             whole = b'"degraded":[]' if kind == "hub" and not warming else b""
             seconds = WARM_UP_S if warming else extent.seconds
+            measured.busy_percent.append(psutil.cpu_percent(BUSY_WINDOW_S))
             load = Load(ports[kind], clients, seconds, requests, f"{place}.{clients}", whole)
             timings = loader.submit(measure, load).result()
             if not warming:
@@ -127,11 +136,10 @@ def _minutes() -> Iterator[int]:
     yield from range(split_ms + MINUTE_MS, stop_ms, MINUTE_MS)
 
 
-def _live(home: Home, episodes: int) -> None:
+def _live(home: Home, episodes: int, log: IO[str]) -> None:
     """In a process of its own: it imports all of training."""
-    command = [sys.executable, "-W", "ignore", "-m", "ci.bench.lived_home", "--home", str(home.root),
-               "--episodes", str(episodes)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "ci.bench.lived_home", "--home", str(home.root), "--episodes", str(episodes)]
+    subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 @contextmanager

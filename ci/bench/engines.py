@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from ci.bench.load import NotMeasured
 from ci.bench.setting import configuration
 from hub import engine
@@ -48,7 +50,15 @@ def serving(kind: str, home: Path, port: int, log: IO[str]) -> Iterator[None]:
             yield
         finally:
             process.stdin.close()
-            process.wait(LONGEST_END_S)
+            _wait_for_end(process)
+
+
+def _wait_for_end(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(LONGEST_END_S)
+    except subprocess.TimeoutExpired:
+        stuck = psutil.Process(process.pid)
+        engine.end([*stuck.children(recursive=True), stuck])
 
 
 def _hub(home: Home, port: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ TRAINING = FirstHeadsSettings(lookback_bars=8_000, training_rows=6_000)  # quick
 WIN_SHARE, GAIN, LOSS = 0.62, 0.8, 0.5  # gains and losses as shares of the stop: a profit factor of 2.6
 
 
-def live_in(home: Home, config: HubConfig, episodes: int) -> int:
-    """Train both heads, then decide and learn until there are that many episodes; the time of the last outcome."""
+def live_in(home: Home, config: HubConfig, episodes: int) -> None:
+    """Train both heads, then decide and learn until there are that many episodes, up to where the replay begins."""
     choice, market = settle(config, None)
     _, split_ms, _ = replay_range(market, choice.symbols)
     past = _Past(home, config, market)
@@ -58,7 +57,6 @@ def live_in(home: Home, config: HubConfig, episodes: int) -> int:
             past.live(moments[first:first + MOMENTS_A_COMMIT], episodes)
     finally:
         past.close()
-    return split_ms
 
 
 def _trained(home: Home, config: HubConfig, market: Market, until_ms: int) -> list[Path]:
@@ -67,27 +65,24 @@ def _trained(home: Home, config: HubConfig, market: Market, until_ms: int) -> li
     return [packed_path(home.root, bundle) for bundle in bundles]
 
 
-@dataclass
 class _Past:
-    """The hub's writer in this process, and what it has recorded so far."""
+    """The hub's writer in this process. episodes: that it has recorded so far."""
 
-    home: Home
-    config: HubConfig
-    market: Market
-    episodes: int = 0
-    _frames: dict[str, FeatureFrame] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        parts = sentry_parts(self.config)
-        self._ledger, self._audit = Ledger(self.home.ledger), AuditTrail(self.home.audit)
-        first_ms = int(self.market.bars(self.config.market.symbols[0]).open_time_ms[0])
-        self._sentry = PolicySentry(self._ledger, self._audit, parts.fold_factory, parts.genesis, first_ms,
+    def __init__(self, home: Home, config: HubConfig, market: Market) -> None:
+        self.episodes = 0
+        self._config, self._market = config, market
+        self._policies = PolicyFolder(home.policies)
+        self._frames: dict[str, FeatureFrame] = {}
+        self._first_ms = int(market.bars(config.market.symbols[0]).open_time_ms[0])
+        parts = sentry_parts(config)
+        self._ledger, self._audit = Ledger(home.ledger), AuditTrail(home.audit)
+        self._sentry = PolicySentry(self._ledger, self._audit, parts.fold_factory, parts.genesis, self._first_ms,
                                     parts.gate_settings)
 
     def register(self, path: Path) -> None:
-        bundle = PolicyFolder(self.home.policies).add(path)
-        manifest = bundle.manifest
-        self._sentry.register(bundle.policy_id, manifest.alias, orjson.loads(manifest.canonical_json()), "bench", 0)
+        bundle = self._policies.add(path)
+        manifest = orjson.loads(bundle.manifest.canonical_json())
+        self._sentry.register(bundle.policy_id, bundle.manifest.alias, manifest, "bench", self._first_ms)
 
     def live(self, moments: Sequence[int], most: int) -> None:
         """At each of these times a decision in every slot, until there are `most` episodes, and what came of it."""
@@ -95,7 +90,7 @@ class _Past:
             for time_ms in moments:
                 exit_ms = time_ms + HELD_BARS * MINUTE_MS
                 self._sentry.expire_epoch(time_ms)
-                requests = list(requests_at(time_ms, self.config))[:most - self.episodes]
+                requests = list(requests_at(time_ms, self._config))[:most - self.episodes]
                 for decision_id, body in [self._decided(request, time_ms) for request in requests]:
                     self._sentry.record_outcome(outcome_of(decision_id, body, exit_ms), "hub", exit_ms)
                 self.episodes += len(requests)
@@ -113,7 +108,7 @@ class _Past:
 
     def _features(self, symbol: str, time_ms: int) -> Features:
         if symbol not in self._frames:
-            self._frames[symbol] = compute_features(self.market.bars(symbol))
+            self._frames[symbol] = compute_features(self._market.bars(symbol))
         frame = self._frames[symbol]
         row = int(frame.event_time_ms.searchsorted(time_ms, "right")) - 1
         event_ms = int(frame.event_time_ms[row])

@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Finding:
             "ratio_to_peer": self.ratio_to_peer, "ratio_to_floor": self.ratio_to_floor,
             "aim": f"ratio_to_peer >= {self.aim:g}", "met": self.met, "runs": len(self.ours.figures),
             "spread": self.ours.spread, "peer_spread": self.peers.spread, "floor_spread": self.floors.spread,
-            "figures": asdict(self.ours)["figures"], "peer_figures": asdict(self.peers)["figures"],
-            "floor_figures": asdict(self.floors)["figures"],
+            "figures": list(self.ours.figures), "peer_figures": list(self.peers.figures),
+            "floor_figures": list(self.floors.figures),
         }
 
     def _cost_over(self, others: Runs) -> float:

@@ -51,7 +51,7 @@ class HubClient:
     """One hub, one token, one outbox file. Close it, or use it in a `with`."""
 
     def __init__(
-        self, base_url: str, token: str, outbox: Path, timeout_s: float = 0.25, *, report_timeout_s: float = 2.0,
+        self, base_url: str, token: str, outbox: Path, timeout_s: float = 1.0, *, report_timeout_s: float = 2.0,
         limits: Limits | None = None, failures_to_open: int = 5, open_s: float = 2.0, first_backoff_s: float = 0.25,
         longest_backoff_s: float = 30.0,
     ) -> None:

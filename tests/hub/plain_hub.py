@@ -153,6 +153,9 @@ class LocalWriter:
     async def expire_epoch(self, now_ms: int) -> None:
         await self._there().expire_epoch(now_ms)
 
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> None:
+        await self._there().observe(**observation, now_ms=now_ms)
+
     async def ping(self) -> dict[str, Any]:
         return await self._there().ping()
 

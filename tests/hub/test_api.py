@@ -134,7 +134,8 @@ BAD_DECISIONS = [
     ("portfolio.equity", "1e13", "less"), ("portfolio.equity", "null", "number"),
     ("portfolio.unrealised_pnl", "1e999", "finite"), ("portfolio.current_leverage", "-0.1", "greater"),
     ("portfolio.unknown", "1", "not permitted"), ("unknown", "1", "not permitted"), ("llm.direction", '"up"', "long"),
-    ("llm.confidence", "1.01", "less"), ("llm.confidence", "NaN", "finite"), ("llm.leverage", "0.5", "greater"),
+    ("llm.confidence", "1.01", "less"), ("llm.confidence", '"0.5"', "number"), ("llm.tp_pct", '"0.01"', "number"),
+    ("llm.confidence", "NaN", "finite"), ("llm.leverage", "0.5", "greater"),
     ("llm.sl_pct", "0", "greater"), ("llm.size_fraction", "-0.0001", "greater"), ("llm.leverage", "1e999", "finite"),
     ("llm.strategy_weights", '{"yolo": 1}', "momentum"), ("llm.strategy_weights", r'{"\ud800": 1}', "unicode"),
     ("llm.strategy_weights", '{"momentum": -1}', "greater"), ("llm.strategy_weights", '{"momentum": NaN}', "finite"),
@@ -159,6 +160,7 @@ BAD_OUTCOMES = [
     ("pnl", "Infinity", "finite"), ("fees", "-0.01", "greater"), ("exit_reason", '"bored"', "target"),
     ("drawdown_proxy", "2", "less"), ("part", "-1", "greater"), ("revision", "1.0", "integer"),
     ("exit_time_ms", "null", "integer"), ("origin", '"somebody"', "hub"), ("unknown", "1", "not permitted"),
+    ("final", '"yes"', "boolean"), ("final", "1", "boolean"), ("size", '"1"', "number"), ("pnl", "true", "number"),
     ("equity", "1e999", "finite"), ("decision_id", '"../../etc"', "pattern"), ("final", '"perhaps"', "boolean"),
 ]
 

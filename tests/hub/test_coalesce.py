@@ -47,6 +47,11 @@ async def submitted(coalescer: Coalescer[int, int], *items: int) -> list[asyncio
     return tasks
 
 
+async def answers_of(*tasks: asyncio.Task[int]) -> list[int | BaseException]:
+    """What each was told; a caller that is never told anything fails the test and does not hang it."""
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+
 async def test_one_caller_is_called_for_at_once(doubling: Doubling) -> None:
     doubling.gate.set()
     assert await Coalescer(doubling).submit(4) == 8
@@ -57,14 +62,14 @@ async def test_what_comes_while_calls_are_under_way_shares_the_next_one_in_order
     tasks = await submitted(Coalescer(doubling), *range(10))
     assert doubling.batches == [[0], [1]]
     doubling.gate.set()
-    assert await asyncio.gather(*tasks) == [2 * item for item in range(10)]
+    assert await answers_of(*tasks) == [2 * item for item in range(10)]
     assert doubling.batches == [[0], [1], list(range(2, 10))]
 
 
 async def test_a_call_carries_no_more_than_its_most(doubling: Doubling) -> None:
     tasks = await submitted(Coalescer(doubling, most=3, under_way=1), *range(8))
     doubling.gate.set()
-    assert await asyncio.gather(*tasks) == [2 * item for item in range(8)]
+    assert await answers_of(*tasks) == [2 * item for item in range(8)]
     assert doubling.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
 
 
@@ -73,7 +78,7 @@ async def test_no_more_calls_are_under_way_than_allowed(doubling: Doubling, unde
     tasks = await submitted(Coalescer(doubling, most=1, under_way=under_way), *range(20, 40))
     assert len(doubling.batches) == under_way
     doubling.gate.set()
-    await asyncio.gather(*tasks)
+    await answers_of(*tasks)
     assert doubling.most_at_once == under_way
     assert len(doubling.batches) == 20
 
@@ -81,7 +86,7 @@ async def test_no_more_calls_are_under_way_than_allowed(doubling: Doubling, unde
 async def test_an_item_that_fails_fails_alone(doubling: Doubling) -> None:
     tasks = await submitted(Coalescer(doubling, under_way=1), 0, 12, 13, 14)
     doubling.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await answers_of(*tasks)
     assert answers[:2] + answers[3:] == [0, 24, 28]
     assert isinstance(answers[2], ValueError)
 
@@ -90,7 +95,7 @@ async def test_a_call_that_fails_fails_for_all_of_its_batch_and_not_for_the_next
     coalescer = Coalescer(doubling, most=2, under_way=1)
     tasks = await submitted(coalescer, 0, 99, 1, 2, 3)
     doubling.gate.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await answers_of(*tasks)
     assert [type(answer) for answer in answers] == [int, ConnectionError, ConnectionError, int, int]
     assert await coalescer.submit(7) == 14
 
@@ -110,7 +115,7 @@ async def test_a_caller_that_gives_up_harms_nobody(doubling: Doubling) -> None:
     first.cancel()
     await asyncio.sleep(0)
     doubling.gate.set()
-    assert await asyncio.gather(waiting, other) == [6, 8]
+    assert await answers_of(waiting, other) == [6, 8]
     assert first.cancelled()
     assert gone.cancelled()
     assert await coalescer.submit(5) == 10

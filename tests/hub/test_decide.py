@@ -220,11 +220,13 @@ proposals = st.builds(Proposal, st.builds(Action, st.sampled_from(Direction), **
 
 @settings(REPEATABLE, max_examples=250)
 @given(rollout=st.sampled_from(sorted(ROLLOUTS)), first=proposals, second=proposals, view=views,
-       strategy=st.sampled_from(STRATEGIES), number=st.integers(0, 10_000))
+       agrees=st.booleans(), strategy=st.sampled_from(STRATEGIES), number=st.integers(0, 10_000))
 def test_no_answer_risks_more_than_its_head_the_llm_or_the_limits(
-        rollout: str, first: Proposal, second: Proposal, view: dict[str, Any] | None, strategy: str,
+        rollout: str, first: Proposal, second: Proposal, view: dict[str, Any] | None, agrees: bool, strategy: str,
         number: int) -> None:
     state = ROLLOUTS[rollout]
+    if agrees and view is not None:
+        view = {**view, "direction": first.action.direction.value}
     answers = {bundle.policy_id: Answer(proposal, 1.0)
                for bundle, proposal in ((momentum_bundle(), first), (onnx_bundle(), second))}
     body = concluded(state, FRESH, answers, request_of(view, strategy, number))
@@ -272,6 +274,22 @@ def _tripped() -> HubState:
 
 
 TRIPPED, TRIPPED_HEAD = _tripped(), momentum_bundle().policy_id
+
+
+@pytest.mark.parametrize(("head", "llm", "leverage", "size"), [
+    ((0.010, 5.0), (0.002, 5.0), 5.0, 0.002),  # the shield takes the LLM's smaller margin
+    ((0.002, 5.0), (0.010, 5.0), 5.0, 0.002),  # never more than the head's own risk
+    ((0.004, 10.0), (0.008, 2.0), 2.0, 0.006),  # at the LLM's lower leverage, half of both margins is within both risks
+])
+def test_in_rollout_hybrid_sizes_are_blended_within_both_risks(
+        head: tuple[float, float], llm: tuple[float, float], leverage: float, size: float) -> None:
+    state = ROLLOUTS["hybrid, static"]
+    proposal = Proposal(Action(Direction.LONG, head[0], head[1], 0.01, 0.01), 0.9)
+    view = llm_view("long", size_fraction=llm[0], leverage=llm[1])
+    answers = dict.fromkeys(state.heads, Answer(proposal, 1.0))
+    action = concluded(state, FRESH, answers, request_of(view))["action"]
+    assert (action["direction"], action["leverage"]) == ("long", leverage)
+    assert action["size_fraction"] == pytest.approx(size)
 
 
 # -- plan and weights -------------------------------------------------------------------------------------------------

@@ -33,13 +33,13 @@ async def _record(root: Path) -> None:
     hub = PlainHub(root)
     bundles: tuple[Bundle, ...] = (momentum_bundle(), onnx_bundle(), BRITTLE)
     production, challenger, _ = [await hub.register(bundle) for bundle in bundles]
-    await mixed_run(hub, production, challenger, minutes=170)
+    await mixed_run(hub, production, challenger, minutes=190)
     await _conflict(hub, challenger)
     await _failed_head(hub)
     await hub.close()
     hub = PlainHub(root, {"learning": {"param_mode": "static"}, "rollout": {"mode": "hybrid"},
                           "shield": {"max_leverage": 4.0}})
-    await mixed_run(hub, production, challenger, minutes=150)
+    await mixed_run(hub, production, challenger, minutes=170)
     view = llm_view(min_conf=0.5)
     for _ in range(200):
         answer = await hub.decide_later(llm=view)
@@ -68,7 +68,10 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def altered(recorded: Home, tmp_path: Path) -> Callable[..., ReplayReport]:
-    """Replays a copy of the ledger after `edit` of one row's body: the `place`-th of those that `where` holds for."""
+    """Replays a copy of the ledger after `edit` of one row's body: the `place`-th of those that `where` holds for.
+
+    Never of an outcome that was revised: what a revision took back before anybody decided on it has left no trace.
+    """
 
     def replay(kind: str, edit: Edit, place: int = 0, where: Callable[[dict[str, Any]], bool] = lambda _: True,
                episodes_too: bool = False) -> ReplayReport:
@@ -79,7 +82,9 @@ def altered(recorded: Home, tmp_path: Path) -> Callable[..., ReplayReport]:
             connection.execute(f"DROP TRIGGER {trigger}")
         rows = [(position, orjson.loads(body)) for position, body in connection.execute(
             "SELECT position, body FROM ledger WHERE kind = ? ORDER BY position", (kind,))]
-        position, body = [row for row in rows if where(row[1])][place]
+        revised = {body["outcome"]["decision_id"] for _, body in rows if body.get("outcome", {}).get("revision")}
+        position, body = [(at, body) for at, body in rows if where(body) and not (
+            kind == "outcome" and body["outcome"]["decision_id"] in revised)][place]
         edit(body)
         connection.execute("UPDATE ledger SET body = ? WHERE position = ?",
                            (orjson.dumps(body, option=orjson.OPT_SORT_KEYS).decode(), position))
@@ -93,7 +98,7 @@ def altered(recorded: Home, tmp_path: Path) -> Callable[..., ReplayReport]:
 
 
 def acted(body: dict[str, Any]) -> bool:
-    """An outcome of a head's filled trade that was not revised."""
+    """An outcome, in one part, of a head's filled trade."""
     outcome = body["outcome"]
     return bool(body["trade"]["acts"] and outcome["exit_reason"] == "target" and outcome["final"]
                 and outcome["part"] == outcome["revision"] == 0)

@@ -232,3 +232,19 @@ async def test_two_decisions_at_once_in_one_slot_open_one_trade(hub: PlainHub) -
     assert sum(opens(answer) for answer in answers) == 1
     assert {change["rule"].split(" ")[0] for answer in answers for change in answer["shielded"]
             if change["field"] == "direction"} >= {"slot"}
+
+
+async def test_what_begins_and_ceases_to_be_degraded_is_recorded_once_and_known_after_a_restart(
+        open_hub: Any) -> None:
+    hub = open_hub()
+    await hub.register(momentum_bundle())
+    hub.features.failed = "Redis: ConnectionError"
+    for _ in range(3):
+        await hub.decide_later()
+    assert hub.state.degraded == {"features": "Redis: ConnectionError"}
+    await hub.close()
+    again = open_hub()
+    assert again.state.degraded == {"features": "Redis: ConnectionError"}
+    await again.decide_later()
+    assert [row.body["what"] for row in rows_of(again, "observation")] == ["degraded", "recovered"]
+    assert again.state.degraded == {}

@@ -13,7 +13,7 @@ import hub.state
 from feature_repo.features import MINUTE_MS
 from hub.state import HubState, folded
 from hub.status import status
-from policies.rows import Row
+from policies.rows import KINDS, Row
 
 OF_THE_PROCESS = ("degraded", "latency_ms", "conflicts")  # what a process has served, not what it knows
 
@@ -63,8 +63,7 @@ async def test_the_writer_the_service_and_a_fold_from_the_start_agree_after_a_mi
                     "sentry": {"throttle_min_trades": 10}})
     await mixed_run(hub, production, challenger, minutes=60)
 
-    counts = hub.reader.counts()
-    assert counts.keys() == {"genesis", "configuration", "policy", "command", "epoch", "decision", "outcome", "verdict"}
+    assert hub.reader.counts().keys() == set(KINDS)
     assert learnt(hub.state) == learnt(folded(hub.reader))
     assert learnt(hub.state, memory=False) == learnt(hub.writers_state, memory=False)
     assert len(hub.state.memory or ()) == 20
