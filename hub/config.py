@@ -193,6 +193,7 @@ def parse(values: Mapping[str, Any]) -> HubConfig:
         raise InvalidInput(name, first["msg"][0].lower() + first["msg"][1:], first.get("input")) from None
     _refuse_infinite(dataclasses.asdict(config), "")
     _refuse_unavailable(config)
+    _refuse_ignored(config)
     return config
 
 
@@ -272,6 +273,12 @@ def _refuse_unavailable(config: HubConfig) -> None:
         if value not in legal:
             choices = " or ".join(str(choice).lower() for choice in legal)
             raise InvalidInput(name, f"{choices} in this version", value)
+
+
+def _refuse_ignored(config: HubConfig) -> None:
+    """One thing has one name: what is taken from another key is refused under its own."""
+    if config.evidence.horizon_ms != EvidenceSettings().horizon_ms:
+        raise InvalidInput("evidence.horizon_ms", "left out: it follows router.horizon_s", config.evidence.horizon_ms)
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any) -> None:

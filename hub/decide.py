@@ -99,7 +99,7 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
     action = proposal.action
     if executed != LLM_ONLY:
         action = _combined(state, chosen.decision_id, request["strategy"], features.values, action, llm)
-    no_new_risk = state.book.tripped
+    no_new_risk = state.book.forbids(request["portfolio"]["equity"])
     if no_new_risk:
         degraded.append({"part": BOOK, "reason": "drawdown breaker tripped: closing and reducing only"})
     probation = role is Role.PRODUCTION and state.epoch.roles.probation

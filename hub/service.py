@@ -31,6 +31,7 @@ from sentry.ledger import LedgerReader
 # A decision that lost against a gate, command or registration is made again; a second loss in a row is rare, a third
 # means that the ledger changes faster than decisions can be made, and the safe answer is right.
 ATTEMPTS = 3
+MOST_REASONS = 500  # of degraded parts that are counted one by one
 
 
 class FeatureSource(Protocol):
@@ -80,6 +81,11 @@ class Seen:
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))  # of the last ones
     latency_total_ms: float = 0.0  # of all
 
+    def count_degraded(self, part: str, reason: str) -> None:
+        """Reasons hold figures, so there is no end to them: beyond some hundred they are counted together."""
+        known = (part, reason) in self.degraded or len(self.degraded) < MOST_REASONS
+        self.degraded[part, reason if known else "other"] += 1
+
 
 class HubService:
     def __init__(self, reader: LedgerReader, state: HubState, clock: Clock, symbols: tuple[str, ...],
@@ -117,7 +123,8 @@ class HubService:
         self.seen.latencies_ms.append(latency_ms)
         self.seen.latency_total_ms += latency_ms
         self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
-        self.seen.degraded.update((entry["part"], entry["reason"]) for entry in answer["degraded"])
+        for entry in answer["degraded"]:
+            self.seen.count_degraded(entry["part"], entry["reason"])
         await self._observe_parts({entry["part"]: entry["reason"] for entry in answer["degraded"]}, time_ms)
         return answer
 
@@ -201,8 +208,10 @@ class HubService:
         now_ms = self.clock.now_ms()
         if self.clock.mode == "replay" and report["exit_time_ms"] > now_ms:
             # The bot learns of an exit at a bar's close before it asks anything at that close.
-            now_ms = self.clock.admit(report["exit_time_ms"])
+            now_ms = self.clock.check(report["exit_time_ms"])
         answer = await self.writer.record_outcome(report, now_ms)
+        if now_ms > self.clock.now_ms():
+            self.clock.admit(now_ms)  # only now: a report that is refused must not move the clock
         self.seen.outcomes[answer["accepted"]] += 1
         self.catch_up()
         return answer

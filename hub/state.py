@@ -417,7 +417,8 @@ def _verdict(policy_id: str, finding: Finding, head: HeadState | None, caused_by
 
 def _reward_settings(config: HubConfig) -> RewardSettings:
     bandits = config.learning.bandits
-    return dataclasses.replace(RewardSettings(), scale=bandits.reward_scale, cvar_alpha=bandits.reward_cvar_alpha)
+    return dataclasses.replace(RewardSettings(), scale=bandits.reward_scale, cvar_alpha=bandits.reward_cvar_alpha,
+                               risk_per_trade=config.shield.risk_per_trade)
 
 
 def _param_grids(config: HubConfig) -> dict[str, ParamGrid]:

@@ -16,8 +16,12 @@ class Clock(Protocol):
 
     def now_ms(self) -> int: ...
 
+    def check(self, time_ms: int | None) -> int:
+        """The time of a request on this clock, or InvalidInput if the clock cannot accept it. Moves nothing."""
+        ...
+
     def admit(self, time_ms: int | None) -> int:
-        """The time of a request on this clock, or InvalidInput if the clock cannot accept it."""
+        """`check`, after which a replay clock shows this time."""
         ...
 
 
@@ -29,11 +33,14 @@ class LiveClock:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
-    def admit(self, time_ms: int | None) -> int:
+    def check(self, time_ms: int | None) -> int:
         now = self.now_ms()
         if time_ms is not None and abs(time_ms - now) > LIVE_TOLERANCE_MS:
             raise InvalidInput("time_ms", f"within {LIVE_TOLERANCE_MS} ms of the hub's clock ({now})", time_ms)
         return now
+
+    def admit(self, time_ms: int | None) -> int:
+        return self.check(time_ms)
 
 
 class ReplayClock:
@@ -50,15 +57,18 @@ class ReplayClock:
     def now_ms(self) -> int:
         return self._now_ms
 
-    def admit(self, time_ms: int | None) -> int:
+    def check(self, time_ms: int | None) -> int:
         if time_ms is None:
             return self._now_ms
         if time_ms < self._now_ms:
             raise InvalidInput("time_ms", f">= {self._now_ms}: the replay clock never goes back", time_ms)
         if time_ms > self._stop_ms:
             raise InvalidInput("time_ms", f"<= {self._stop_ms}, where the recorded bars end", time_ms)
-        self._now_ms = time_ms
         return time_ms
+
+    def admit(self, time_ms: int | None) -> int:
+        self._now_ms = self.check(time_ms)
+        return self._now_ms
 
 
 @dataclass(frozen=True)

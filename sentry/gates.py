@@ -184,11 +184,16 @@ class BookBreaker:
 
     def observe(self, equity: float) -> None:
         """Account value as reported with a decision or an outcome, in the order of the ledger."""
+        self.tripped = self.forbids(equity)
         self.equity = equity
         if equity > self.peak_equity:
             self.peak_equity = equity
-        if not (equity > 0 and self.drawdown_percent < self._settings.book_drawdown_percent):
-            self.tripped = True
+
+    def forbids(self, equity: float) -> bool:
+        """Whether new risk is forbidden to an account of this value: the breaker has tripped, or this would trip it."""
+        peak = max(self.peak_equity, equity)
+        fall_percent = 100.0 * (peak - equity) / peak if peak > 0 else math.nan
+        return self.tripped or not (equity > 0 and fall_percent < self._settings.book_drawdown_percent)
 
     @property
     def due(self) -> bool:

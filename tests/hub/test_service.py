@@ -248,3 +248,19 @@ async def test_what_begins_and_ceases_to_be_degraded_is_recorded_once_and_known_
     await again.decide_later()
     assert [row.body["what"] for row in rows_of(again, "observation")] == ["degraded", "recovered"]
     assert again.state.degraded == {}
+
+
+async def test_a_refused_outcome_does_not_move_the_replay_clock(hub: PlainHub) -> None:
+    report = hub.outcome(await hub.trade(), 0.001)
+    now_ms = hub.time_ms
+    with pytest.raises(UnknownEntity):
+        await hub.service.learn({**report, "decision_id": "d-unknown", "exit_time_ms": now_ms + 90 * MINUTE_MS})
+    assert hub.time_ms == now_ms
+
+
+async def test_the_decision_that_reports_the_books_fall_already_takes_no_new_risk(hub: PlainHub) -> None:
+    hub.features.fixed = {"ret_15": 3.0}
+    await hub.decide_later(symbol="ETH")
+    answer = await hub.decide_later(portfolio=portfolio(equity=0.95 * EQUITY))
+    assert answer["action"]["direction"] == "flat"
+    assert "book" in {entry["part"] for entry in answer["degraded"]}
