@@ -26,10 +26,24 @@ class Coalescer(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
+        if self._free and not self._waiting:
+            return await self._alone(item)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._start()
         return await future
+
+    async def _alone(self, item: Item) -> Result:
+        """With nobody to share a hop with, a task and a future would only cost time."""
+        self._free -= 1
+        try:
+            result = _counted(await self._call([item]), 1)[0]
+        finally:
+            self._free += 1
+            self._start()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def _start(self) -> None:
         while self._waiting and self._free:
@@ -42,9 +56,7 @@ class Coalescer(Generic[Item, Result]):
 
     async def _run(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
-            results = await self._call([item for item, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(batch)} items were sent and {len(results)} results came back")
+            results = _counted(await self._call([item for item, _ in batch]), len(batch))
         except Exception as error:
             results = [error] * len(batch)
         finally:
@@ -57,3 +69,10 @@ class Coalescer(Generic[Item, Result]):
             else:
                 future.set_result(result)
         self._start()
+
+
+def _counted(results: Sequence[Result | BaseException], sent: int) -> Sequence[Result | BaseException]:
+    """The results, if there are as many as items: else nobody could tell whose is whose."""
+    if len(results) != sent:
+        raise RuntimeError(f"{sent} items were sent and {len(results)} results came back")
+    return results

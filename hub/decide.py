@@ -85,8 +85,11 @@ def context_of(request: dict[str, Any], features: Features) -> Context:
 
 
 def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_hash: str, features: Features,
-             answers: dict[str, Answer]) -> dict[str, Any]:
-    """The decision's row body. Raises nothing for bad answers: what cannot be used is named in `degraded`."""
+             answers: dict[str, Answer], remembered: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The decision's row body. Raises nothing for bad answers: what cannot be used is named in `degraded`.
+
+    remembered: what `remembered_in` answers at this very position, if it was asked already.
+    """
     answers = {policy_id: _usable(answer) for policy_id, answer in answers.items()}
     degraded = list(chosen.degraded)
     degraded += [{"part": f"head {state.heads[p].alias}", "reason": a.failed} for p, a in answers.items() if a.failed]
@@ -126,7 +129,8 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
         "action": action.to_dict(), "confidence": proposal.confidence if executed != LLM_ONLY or llm else None,
         "acts": acts, "opens": acts and executed != LLM_ONLY and action.direction is not Direction.FLAT,
         "horizon_s": horizon_s, "expires_ms": request["time_ms"] + 2_000 * horizon_s, "bucket": bucket,
-        "weights": weights(state, llm), "learning_memory": _remembered(state, request, features),
+        "weights": weights(state, llm),
+        "learning_memory": remembered_in(state, request, features) if remembered is None else remembered,
         "shielded": changes, "degraded": degraded,
         "config_hash": state.config_hash, "code_hash": state.code_hash,
     }
@@ -138,6 +142,12 @@ def weights(state: HubState, llm: LlmView | None) -> dict[str, float]:
     bandit = state.strategy_weights()
     share = {"llm_only": 0.0, "hybrid": learning.allocation_hybrid_blend, "bandit_only": 1.0}[learning.allocation_mode]
     return blend(bandit, llm.strategy_weights if llm else {}, share)
+
+
+def remembered_in(state: HubState, request: dict[str, Any], features: Features) -> list[dict[str, Any]]:
+    """What the memory holds that is like this request's market, as configured."""
+    memory = state.config.learning.memory
+    return neighbours(state, features, request["time_ms"], memory.knn_k) if memory.enabled else []
 
 
 def neighbours(state: HubState, features: Features, now_ms: int, k: int) -> list[dict[str, Any]]:
@@ -213,8 +223,3 @@ def _slot_holder(state: HubState, request: dict[str, Any]) -> str | None:
 def _proposal_body(alias: str, role: Role, answer: Answer) -> dict[str, Any]:
     body: dict[str, Any] = {"alias": alias, "role": role.value, "latency_ms": answer.latency_ms}
     return {**body, "failed": answer.failed} if answer.proposal is None else {**body, **answer.proposal.to_dict()}
-
-
-def _remembered(state: HubState, request: dict[str, Any], features: Features) -> list[dict[str, Any]]:
-    memory = state.config.learning.memory
-    return neighbours(state, features, request["time_ms"], memory.knn_k) if memory.enabled else []

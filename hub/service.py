@@ -167,17 +167,24 @@ class HubService:
         """One try: the answer, or None if something that decides who may act came in between."""
         features = await self._features.read(request["symbol"])
         self.catch_up()
-        chosen = decide.plan(self.state, request, features)
+        planned = decide.plan(self.state, request, features)
         answers: dict[str, Answer] = {}
-        if chosen.ask:
+        remembered = None
+        if planned.ask:
             context = decide.context_of(request, features)
-            answers = await self._heads.propose(chosen.ask, context, self._settings.head_deadline_ms / 1_000)
+            deadline_s = self._settings.head_deadline_ms / 1_000
+            asking = asyncio.ensure_future(self._heads.propose(planned.ask, context, deadline_s))
+            await asyncio.sleep(0)  # the heads are asked; while they think, the memory is searched
+            remembered = decide.remembered_in(self.state, request, features)
+            answers = await asking
             self.catch_up()
-            if self.state.last_blocking_position > chosen.as_of:
+            if self.state.last_blocking_position > planned.as_of:
                 return None
         # Who acts has not changed since the plan, so the conclusion may stand on the newest position.
         chosen = decide.plan(self.state, request, features)
-        body = decide.conclude(self.state, chosen, request, request_hash, features, answers)
+        if chosen.as_of != planned.as_of:
+            remembered = None
+        body = decide.conclude(self.state, chosen, request, request_hash, features, answers, remembered)
         committed = await self.writer.commit_decision(body, request["time_ms"])
         if committed["status"] == "conflict":
             return None

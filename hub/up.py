@@ -37,6 +37,8 @@ from sentry.ledger import LedgerReader
 
 Say = Callable[[str], None]
 
+SENTRY_THREADS = 8  # callers at once: each replica has two batches under way
+
 
 class NotStarted(HubError):
     """A part did not come up in its time; the message names the log that says why."""
@@ -162,7 +164,7 @@ def _start_actors(hub: Running) -> list[Any]:
     """
     options: dict[str, Any] = {"namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1,
                                "max_task_retries": 0, "num_cpus": 0.1}
-    sentry: Any = ray.remote(SentryShell).options(name=SENTRY, max_concurrency=64, **options).remote(
+    sentry: Any = ray.remote(SentryShell).options(name=SENTRY, max_concurrency=SENTRY_THREADS, **options).remote(
         str(hub.home.root), hub.config, sentry_parts, hub.clock.make(0).now_ms())
     feeder: Any = ray.remote(FeederShell).options(name=FEEDER, **options).remote(
         hub.home, hub.choice, hub.redis_url, hub.clock.start_ms)

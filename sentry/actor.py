@@ -1,12 +1,12 @@
 """The sentry as a named Ray actor: a thin shell whose methods translate, submit and wait.
 
-`SentryShell` is a plain asynchronous class, so that it can be tested without Ray; a deployment makes the actor with
-`ray.remote(SentryShell)`. Constructing it replays the ledger, so a restarted actor knows what the last one knew.
+`SentryShell` is a plain class that several threads may call, so it can be tested without Ray; a deployment makes the
+actor with `ray.remote(SentryShell)` and as many threads as it has callers. Constructing it replays the ledger, so a
+restarted actor knows what the last one knew.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -55,55 +55,54 @@ class SentryShell:
                                     given.gate_settings)
         self._commits = GroupCommit(self._ledger, self._sentry.rebuild, self._sentry.after_commit)
 
-    async def commit_decisions(self, bodies: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any] | HubError]:
+    def commit_decisions(self, bodies: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any] | HubError]:
         """By body: status committed, recorded or conflict; position; decision_id unless it is a conflict."""
-        answers = await self._all(partial(self._sentry.commit_decision, body, now_ms) for body in bodies)
+        answers = self._all(partial(self._sentry.commit_decision, body, now_ms) for body in bodies)
         return [_decision_told(answer) if isinstance(answer, CommitAnswer) else answer for answer in answers]
 
-    async def record_outcomes(self, reports: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any] | HubError]:
+    def record_outcomes(self, reports: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any] | HubError]:
         """reports: outcomes with their `origin` (default hub). By report: accepted, its key, position, verdicts."""
-        answers = await self._all(partial(self._record_outcome, report, now_ms) for report in reports)
+        answers = self._all(partial(self._record_outcome, report, now_ms) for report in reports)
         return [_outcome_told(answer, report) if isinstance(answer, OutcomeAnswer) else answer
                 for answer, report in zip(answers, reports, strict=True)]
 
-    async def command(self, command_id: str, command: str, policy_id: str, actor: str, reason: str,
+    def command(self, command_id: str, command: str, policy_id: str, actor: str, reason: str,
                       now_ms: int) -> dict[str, Any]:
-        return asdict(await self._one(partial(
+        return asdict(self._one(partial(
             self._sentry.command, command_id, command, policy_id, actor, reason, now_ms)))
 
-    async def register(self, policy_id: str, alias: str, manifest: dict[str, Any], actor: str,
+    def register(self, policy_id: str, alias: str, manifest: dict[str, Any], actor: str,
                        now_ms: int) -> dict[str, Any]:
-        return asdict(await self._one(partial(self._sentry.register, policy_id, alias, manifest, actor, now_ms)))
+        return asdict(self._one(partial(self._sentry.register, policy_id, alias, manifest, actor, now_ms)))
 
-    async def expire_epoch(self, now_ms: int) -> dict[str, Any]:
+    def expire_epoch(self, now_ms: int) -> dict[str, Any]:
         """expired: whether a new epoch began; position: of the ledger's head."""
         def expire() -> tuple[CommandAnswer | None, int]:
             return self._sentry.expire_epoch(now_ms), self._ledger.head()
 
-        answer, position = await self._one(expire)
+        answer, position = self._one(expire)
         return {"expired": answer is not None, "position": position}
 
-    async def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any,
+    def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any,
                       now_ms: int) -> dict[str, Any]:
-        return asdict(await self._one(partial(self._sentry.observe, what, policy_id, figure, detail, now_ms)))
+        return asdict(self._one(partial(self._sentry.observe, what, policy_id, figure, detail, now_ms)))
 
-    async def ping(self) -> dict[str, Any]:
-        """Answered by the writer's own thread after a transaction: it shows that a commit would be answered."""
+    def ping(self) -> dict[str, Any]:
+        """Answered after a transaction, like a commit: it shows that one would be answered."""
         def state() -> dict[str, Any]:
             fold = self._sentry.fold
             return {"position": fold.position, "last_blocking_position": fold.last_blocking_position,
                     "policies": len(fold.policies())}
 
-        return await self._one(state)
+        return self._one(state)
 
-    async def audit(self, limit: int) -> dict[str, Any]:
+    def audit(self, limit: int) -> dict[str, Any]:
         """rows: the latest, newest first; verified: whether the whole audit agrees with the ledger; findings if not."""
-        settled = await self._one(lambda: self._audit.position)
-        return await asyncio.to_thread(self._read_audit, limit, settled)
+        return self._read_audit(limit, self._one(lambda: self._audit.position))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Ends after what was submitted before. A killed actor loses nothing either."""
-        await asyncio.to_thread(self._commits.close)
+        self._commits.close()
         self._audit.close()
         self._ledger.close()
 
@@ -112,7 +111,7 @@ class SentryShell:
         return self._sentry.record_outcome(outcome, report.get("origin", "hub"), now_ms)
 
     def _read_audit(self, limit: int, settled: int) -> dict[str, Any]:
-        """With connections of its own, beside the writer's thread; rows after `settled` may be on their way."""
+        """With connections of its own, beside the writer; rows after `settled` may be on their way."""
         audit, ledger = AuditReader(self._home / AUDIT_FILE), LedgerReader(self._home / LEDGER_FILE)
         try:
             findings = audit.verify(ledger, settled)
@@ -122,17 +121,17 @@ class SentryShell:
             ledger.close()
         return {"rows": rows, "verified": not findings, "findings": [asdict(finding) for finding in findings[:100]]}
 
-    async def _one(self, operation: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._commits.submit(operation))
+    def _one(self, operation: Callable[[], T]) -> T:
+        return self._commits.submit(operation).result()
 
-    async def _all(self, operations: Iterable[Callable[[], T]]) -> list[T | HubError]:
-        """All are submitted before any is waited for, so they share a transaction."""
-        futures = [asyncio.wrap_future(self._commits.submit(operation)) for operation in operations]
+    def _all(self, operations: Iterable[Callable[[], T]]) -> list[T | HubError]:
+        """Each operation's answer, or the HubError that refused it."""
         answers: list[T | HubError] = []
-        for answer in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, HubError):
-                raise answer
-            answers.append(answer)
+        for future in self._commits.submit_all(list(operations)):
+            try:
+                answers.append(future.result())
+            except HubError as refusal:
+                answers.append(refusal)
         return answers
 
 

@@ -139,28 +139,29 @@ class LocalWriter:
         if self.before_commit is not None:
             interruption, self.before_commit = self.before_commit, None
             await interruption()
-        return _raised((await self._there().commit_decisions([body], now_ms))[0])
+        await asyncio.sleep(0)  # as with a real hop, others are served meanwhile
+        return _raised(self._there().commit_decisions([body], now_ms)[0])
 
     async def record_outcome(self, outcome: dict[str, Any], now_ms: int) -> dict[str, Any]:
-        return _raised((await self._there().record_outcomes([outcome], now_ms))[0])
+        return _raised(self._there().record_outcomes([outcome], now_ms)[0])
 
     async def command(self, command: dict[str, Any], now_ms: int) -> dict[str, Any]:
-        return await self._there().command(**command, now_ms=now_ms)
+        return self._there().command(**command, now_ms=now_ms)
 
     async def register(self, registration: dict[str, Any], now_ms: int) -> dict[str, Any]:
-        return await self._there().register(**registration, now_ms=now_ms)
+        return self._there().register(**registration, now_ms=now_ms)
 
     async def expire_epoch(self, now_ms: int) -> None:
-        await self._there().expire_epoch(now_ms)
+        self._there().expire_epoch(now_ms)
 
     async def observe(self, observation: dict[str, Any], now_ms: int) -> None:
-        await self._there().observe(**observation, now_ms=now_ms)
+        self._there().observe(**observation, now_ms=now_ms)
 
     async def ping(self) -> dict[str, Any]:
-        return await self._there().ping()
+        return self._there().ping()
 
     async def audit(self, limit: int) -> dict[str, Any]:
-        return await self._there().audit(limit)
+        return self._there().audit(limit)
 
     def _there(self) -> SentryShell:
         if self.away:
@@ -247,7 +248,7 @@ class PlainHub:
         sentry = self.shell._sentry
         call = {"approve": sentry.approve_policy, "reduce": sentry.reduce_traffic,
                 "throttle": sentry.throttle_policy, "halt": sentry.emergency_halt}[judgement]
-        await asyncio.wrap_future(self.shell._commits.submit(lambda: call(policy_id, self.time_ms)))
+        self.shell._commits.submit(lambda: call(policy_id, self.time_ms)).result()
 
     def request(self, **changes: Any) -> dict[str, Any]:
         """A request at the clock's time, with every field of the wire."""
@@ -288,7 +289,7 @@ class PlainHub:
         return await self.service.learn(report_of(decision_id, 1, 10.0, net_pnl, self.time_ms, **{**own, **changes}))
 
     async def close(self) -> None:
-        await self.shell.close()
+        self.shell.close()
         self.reader.close()
 
 

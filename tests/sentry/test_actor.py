@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import asyncio
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-import pytest_asyncio
 from fake_fold import GENESIS, SETTINGS, FakeFold, decision, outcome
 
 from policies.errors import (
@@ -29,75 +28,77 @@ def parts(config: Any) -> SentryParts:
     return SentryParts(FakeFold, GENESIS, SETTINGS)
 
 
-@pytest_asyncio.fixture
-async def shell(tmp_path: Path) -> AsyncIterator[SentryShell]:
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[SentryShell]:
     shell = SentryShell(str(tmp_path), None, f"{__name__}:parts", 5)
-    await shell.register("p1", "one", {}, "ops", 10)
+    shell.register("p1", "one", {}, "ops", 10)
     yield shell
-    await shell.close()
+    shell.close()
 
 
-async def test_batch_answers_each_item_for_itself(shell: SentryShell) -> None:
-    position = (await shell.ping())["position"]
+def test_batch_answers_each_item_for_itself(shell: SentryShell) -> None:
+    position = shell.ping()["position"]
     bodies = [decision("a", "p1", position), decision("b", "p9", position), decision("", "p1", position),
               decision("c", "llm_only", position), decision("a", "p1", position)]
-    answers = await shell.commit_decisions(bodies, 1_000)
+    answers = shell.commit_decisions(bodies, 1_000)
     assert [getattr(answer, "code", None) or answer["status"] for answer in answers] == [
         "committed", "conflict", "invalid_input", "committed", "recorded"]
     assert answers[0]["decision_id"] == answers[4]["decision_id"]
     reports = [outcome(answers[0]["decision_id"]), outcome("unknown"), {"part": 0},
                {**outcome("own", equity=100.0, symbol="BTC", strategy="momentum", direction="long"), "origin": "bot"}]
-    told = await shell.record_outcomes(reports, 9_000)
+    told = shell.record_outcomes(reports, 9_000)
     assert [getattr(one, "code", None) or one["accepted"] for one in told] == [
         "recorded", "unknown", "invalid_input", "recorded"]
     assert {"decision_id", "part", "revision", "position", "verdicts"} < told[0].keys()
     pickle.loads(pickle.dumps([answers, told]))
 
 
-async def test_verdict_stands_before_the_outcome_is_acknowledged(shell: SentryShell) -> None:
-    position = (await shell.ping())["position"]
-    made = await shell.commit_decisions([decision(f"r{n}", "p1", position) for n in range(4)], 1_000)
-    told = await shell.record_outcomes([outcome(one["decision_id"], exit_price=99.0) for one in made[:3]], 9_000)
+def test_verdict_stands_before_the_outcome_is_acknowledged(shell: SentryShell) -> None:
+    position = shell.ping()["position"]
+    made = shell.commit_decisions([decision(f"r{n}", "p1", position) for n in range(4)], 1_000)
+    told = shell.record_outcomes([outcome(one["decision_id"], exit_price=99.0) for one in made[:3]], 9_000)
     assert [verdict["judgement"] for verdict in told[2]["verdicts"]] == ["throttle"]
-    late = await shell.commit_decisions([decision("late", "p1", told[2]["position"])], 9_000)
+    late = shell.commit_decisions([decision("late", "p1", told[2]["position"])], 9_000)
     assert late[0]["status"] == "conflict"
 
 
-async def test_single_operations_answer_or_raise(shell: SentryShell) -> None:
-    assert (await shell.command("c", "pause", "p1", "ops", "", 1_000))["accepted"] == "recorded"
+def test_single_operations_answer_or_raise(shell: SentryShell) -> None:
+    assert shell.command("c", "pause", "p1", "ops", "", 1_000)["accepted"] == "recorded"
     with pytest.raises(UnknownEntity):
-        await shell.command("d", "pause", "p9", "ops", "", 1_000)
-    assert (await shell.expire_epoch(1_001))["expired"] is False
-    answer = await shell.expire_epoch(10**9)
-    assert answer == {"expired": True, "position": (await shell.ping())["position"]}
-    assert (await shell.observe("drift", "p1", 0.4, {}, 10**9))["accepted"] == "recorded"
+        shell.command("d", "pause", "p9", "ops", "", 1_000)
+    assert shell.expire_epoch(1_001)["expired"] is False
+    answer = shell.expire_epoch(10**9)
+    assert answer == {"expired": True, "position": shell.ping()["position"]}
+    assert shell.observe("drift", "p1", 0.4, {}, 10**9)["accepted"] == "recorded"
 
 
-async def test_audit_is_told_with_its_check(shell: SentryShell, tmp_path: Path) -> None:
-    async def load() -> None:
+def test_audit_is_told_with_its_check(shell: SentryShell, tmp_path: Path) -> None:
+    def load() -> None:
         for number in range(30):
-            await shell.command(f"c{number}", "pause", "p1", "ops", "", 1_000 + number)
+            shell.command(f"c{number}", "pause", "p1", "ops", "", 1_000 + number)
 
-    loading = asyncio.create_task(load())
-    while not loading.done():
-        assert (await shell.audit(3))["verified"] is True
-    told = await shell.audit(2)
+    loading = threading.Thread(target=load)
+    loading.start()
+    while loading.is_alive():
+        assert shell.audit(3)["verified"] is True
+    loading.join()
+    told = shell.audit(2)
     assert [row["kind"] for row in told["rows"]] == ["epoch", "command"]
     apsw.Connection(str(tmp_path / "policy_audit.sqlite")).execute("UPDATE audit SET actor = 'x' WHERE position = 2")
-    told = await shell.audit(1)
+    told = shell.audit(1)
     assert told["verified"] is False
     assert told["findings"][0]["what"] == "edited"
 
 
-async def test_restarted_shell_knows_what_the_last_one_knew(shell: SentryShell, tmp_path: Path) -> None:
-    await shell.command("c", "pause", "p1", "ops", "", 1_000)
-    before = await shell.ping()
-    await shell.close()
+def test_restarted_shell_knows_what_the_last_one_knew(shell: SentryShell, tmp_path: Path) -> None:
+    shell.command("c", "pause", "p1", "ops", "", 1_000)
+    before = shell.ping()
+    shell.close()
     again = SentryShell(str(tmp_path), None, parts, 5)
-    assert await again.ping() == before
-    await again.close()
+    assert again.ping() == before
+    again.close()
     with pytest.raises(WriterUnavailable):
-        await again.ping()
+        again.ping()
 
 
 def test_factory_path_without_a_function_is_refused(tmp_path: Path) -> None:

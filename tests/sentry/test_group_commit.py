@@ -32,11 +32,12 @@ class Rig:
     def batch(self, *operations: object) -> list[Future[object]]:
         """Futures of operations that share one transaction: the writer is held until all of them wait."""
         held, begun = threading.Event(), threading.Event()
-        hold = self.commits.submit(lambda: (begun.set(), held.wait(10)))
+        leader = threading.Thread(target=self.commits.submit, args=(lambda: (begun.set(), held.wait(10)),))
+        leader.start()
         begun.wait(10)
         futures = [self.commits.submit(operation) for operation in operations]  # type: ignore[arg-type]
         held.set()
-        hold.result(10)
+        leader.join(10)
         return futures
 
     def recorded(self) -> list[str]:
@@ -149,6 +150,19 @@ def test_failure_after_the_commit_takes_nothing_back(tmp_path: Path) -> None:
     commits = GroupCommit(ledger, after_commit=fail)
     row = commits.submit(lambda: ledger.append(NewRow("observation", "a", {}), 0)).result(10)
     assert LedgerReader(tmp_path / "l").get("observation", "a") == row
+
+
+def test_operations_submitted_together_are_one_transaction(rig: Rig) -> None:
+    futures = rig.commits.submit_all([lambda n=n: (rig.append(f"k{n}"), rig.reader.head()) for n in range(5)])
+    assert [future.result(0) for future in futures] == [(n, 0) for n in range(1, 6)]
+    assert rig.reader.head() == 5
+
+
+def test_who_comes_while_another_leads_is_answered_by_the_leader(rig: Rig) -> None:
+    threads: list[int] = []
+    futures = rig.batch(*[lambda: threads.append(threading.get_ident())] * 3)
+    assert all(future.done() for future in futures)
+    assert threading.get_ident() not in threads
 
 
 def test_close_answers_what_was_submitted_and_refuses_what_comes_after(rig: Rig) -> None:
