@@ -197,6 +197,13 @@ def parse(values: Mapping[str, Any]) -> HubConfig:
     return config
 
 
+def parse_recorded(values: Mapping[str, Any]) -> HubConfig:
+    """A configuration that a ledger holds. Keys that this version no longer has are left out: an older ledger must
+    open, and the decisions of today are made by the settings of today.
+    """
+    return parse(_known_part(values, HubConfig))
+
+
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> HubConfig:
     """The configuration of `path` (default: `HUB_CONFIG`, else the file beside this module) and the environment."""
     environment = os.environ if environment is None else environment
@@ -245,6 +252,13 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type, prefix: str) -> None:
                     _refuse_unknown(grids, GridConfig, f"{path}.{strategy}.")
         elif dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
             _refuse_unknown(value, typing.cast(type, hints[name]), f"{path}.")
+
+
+def _known_part(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {name: _known_part(value, typing.cast(type, hints[name]))
+            if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping) else value
+            for name, value in values.items() if name in hints}
 
 
 def _unknown_key(path: str, name: str, known: list[str]) -> InvalidInput:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo.features import DECISION_V1
-from hub.config import HubConfig, grids_of, parse
+from hub.config import HubConfig, grids_of, parse_recorded
 from policies.rows import BLOCKING_KINDS, BOOK, LLM_ONLY, NewRow, Row
 from policies.track_record import TrackRecord
 from policies.types import STRATEGIES, Judgement, Outcome, Role
@@ -150,7 +150,7 @@ class HubState:
             self.memory = self.memory.resized(config.learning.memory.max_episodes)
 
     def _configure(self, row: Row) -> HubConfig:
-        self.config = parse(row.body["config"])
+        self.config = parse_recorded(row.body["config"])
         self.config_hash, self.code_hash = row.body["config_hash"], row.body["code_hash"]
         return self.config
 

@@ -4,8 +4,8 @@ The hub checks the token and the schema, reads 40 features from Redis, draws a r
 their own, finds the nearest of 50,000 episodes, draws parameters, applies the shield and commits durably
 (synchronous=FULL). The peer and the floor do nothing at all; see `ci.bench.engines`.
 
-All three are up at once, on ports of their own, and one at a time is loaded, in the order peer, hub, floor, floor, hub,
-peer and again, so that a machine that grows slower or faster favours none of them.
+One at a time is up and loaded, in the order peer, hub, floor, floor, hub, peer and again, so that a machine that grows
+slower or faster favours none of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO
@@ -96,30 +97,31 @@ def run(extent: Extent, say: Say) -> Measured:
         say(f"making {extent.episodes} episodes to remember")
         hub_home = Home(folder / "hub")
         _live(hub_home, extent.episodes, log)
-        ports = {kind: engine.free_port() for kind in KINDS}
-        for kind in KINDS:
-            say(f"starting the {kind}")
-            stack.enter_context(serving(kind, folder / kind, ports[kind], log))
         loader = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-        return _alternate(extent, ports, hub_home.tokens()["bot"], loader, say)
+        return _alternate(extent, folder, hub_home.tokens()["bot"], loader, log, say)
 
 
-def _alternate(extent: Extent, ports: dict[str, int], token: str, loader: ProcessPoolExecutor, say: Say) -> Measured:
-    measured = Measured()
-    minutes = _minutes()
+def _alternate(extent: Extent, folder: Path, token: str, loader: ProcessPoolExecutor, log: IO[str],
+               say: Say) -> Measured:
+    """One engine is up at a time: on two cores even idle ones cost the loaded one a third of its speed."""
+    measured, minutes = Measured(), _minutes()
     order = (*KINDS, *reversed(KINDS)) * extent.rounds
-    for place, kind in enumerate((*KINDS, *order)):
-        warming = place < len(KINDS)
-        say(f"{'warming up' if warming else 'loading'} the {kind}")
-        for clients in CLIENTS:
-            requests = _decisions(next(minutes), token) if kind == "hub" else [get(NO_OP_PATH)]
-            whole = b'"degraded":[]' if kind == "hub" and not warming else b""
-            seconds = WARM_UP_S if warming else extent.seconds
-            measured.busy_percent.append(psutil.cpu_percent(BUSY_WINDOW_S))
-            load = Load(ports[kind], clients, seconds, requests, f"{place}.{clients}", whole)
-            timings = loader.submit(measure, load).result()
-            if not warming:
-                measured.add(kind, clients, timings)
+    for start, (kind, visits) in enumerate(groupby(order)):
+        port = engine.free_port()
+        say(f"starting the {kind}")
+        with serving(kind, folder / kind, port, log):
+            for place, visit in enumerate(("warm-up", *visits)):
+                warming = visit == "warm-up"
+                say(f"{'warming up' if warming else 'loading'} the {kind}")
+                for clients in CLIENTS:
+                    requests = _decisions(next(minutes), token) if kind == "hub" else [get(NO_OP_PATH)]
+                    whole = b'"degraded":[]' if kind == "hub" and not warming else b""
+                    measured.busy_percent.append(psutil.cpu_percent(BUSY_WINDOW_S))
+                    load = Load(port, clients, WARM_UP_S if warming else extent.seconds, requests,
+                                f"{start}.{place}.{clients}", whole)
+                    timings = loader.submit(measure, load).result()
+                    if not warming:
+                        measured.add(kind, clients, timings)
     return measured
 
 

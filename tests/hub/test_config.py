@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hub.config import DEFAULT_FILE, HubConfig, LearningConfig, grids_of, home_of, load, parse
+from hub.config import DEFAULT_FILE, HubConfig, LearningConfig, grids_of, home_of, load, parse, parse_recorded
 from policies.errors import InvalidInput
 from policies.types import STRATEGIES, Rollout
 
@@ -205,3 +205,10 @@ def test_every_strategy_has_its_documented_grids() -> None:
         grids = grids_of(learning, strategy)
         assert grids.leverage_grid == own.get(strategy, (2, 4, 6, 8, 10))
         assert grids.sl_grid_pct == (0.004, 0.005, 0.006, 0.008, 0.010)
+
+
+def test_a_ledger_of_an_older_version_opens_without_the_keys_that_are_gone() -> None:
+    recorded = HubConfig().configuration()
+    recorded["router"]["update_cadence_sec"] = 60
+    recorded["lookback"] = {"bars": 5}
+    assert parse_recorded(recorded) == HubConfig()
