@@ -159,8 +159,10 @@ class ServeHeads:
 
     @staticmethod
     def _sender(handle: DeploymentHandle) -> Any:
+        propose = handle.propose  # asking the handle for it costs as much as the pickling
+
         async def send(batch: list[tuple[list[str], Context]]) -> list[Any]:
-            return list(await handle.propose.remote(batch))
+            return list(await propose.remote(batch))
 
         return send
 

@@ -44,6 +44,7 @@ KINDS = ("peer", "hub", "floor")
 CLIENTS = (1, 16)
 WARM_UP_S = 3.0
 BUSY_WINDOW_S = 0.5
+SETTLE_TRIES, QUIET_PERCENT = 40, 10.0
 
 Say = Callable[[str], None]
 
@@ -110,6 +111,7 @@ def _alternate(extent: Extent, folder: Path, token: str, loader: ProcessPoolExec
         port = engine.free_port()
         say(f"starting the {kind}")
         with serving(kind, folder / kind, port, log):
+            _settle()
             for place, visit in enumerate(("warm-up", *visits)):
                 warming = visit == "warm-up"
                 say(f"{'warming up' if warming else 'loading'} the {kind}")
@@ -123,6 +125,13 @@ def _alternate(extent: Extent, folder: Path, token: str, loader: ProcessPoolExec
                     if not warming:
                         measured.add(kind, clients, timings)
     return measured
+
+
+def _settle() -> None:
+    """Wait until what an engine still does after its start is over; not for ever, since the report tells CPU use."""
+    for _ in range(SETTLE_TRIES):
+        if psutil.cpu_percent(1.0) < QUIET_PERCENT:
+            return
 
 
 def _decisions(time_ms: int, token: str) -> Sequence[bytes]:
