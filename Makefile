@@ -21,7 +21,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 install: $(INSTALLED) ## Install everything into .venv
@@ -57,7 +57,7 @@ browser: $(INSTALLED) ## The ops page in headless Chromium (needs a Chromium: on
 	@$(BIN)/pytest tests/browser
 
 lock: ## Write requirements.lock from what .venv holds
-	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|wheel)==' > requirements.lock
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)==' > requirements.lock
 
 clean: ## Remove the virtual environment and build output (never HUB_HOME)
 	@rm -rf $(VENV) build *.egg-info
