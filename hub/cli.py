@@ -10,10 +10,15 @@ from typing import Any
 
 import click
 import httpx
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from policies.errors import HubError
+
+
+# A narrower terminal wraps the lines; a narrower table would cut the figures.
+TABLE_WIDTH = 120
 
 
 @click.group()
@@ -56,7 +61,7 @@ def status(options: dict[str, Any]) -> None:
     """Heads, roles, shares and gates of a running hub."""
     found = _call(options, "GET", "/v1/status", "bot")
     hub = found["hub"]
-    console = Console()
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(f"rollout {hub['rollout']} · clock {hub['clock']} · position {hub['position']} "
                   f"· epoch {hub['epoch']} · decisions {hub['decisions']} · outcomes {hub['outcomes']}",
                   highlight=False)
@@ -115,7 +120,12 @@ def replay(options: dict[str, Any], ledger: Path | None) -> None:
 
 def heads_table(found: dict[str, Any]) -> Table:
     """The table of heads that `hub status` and the demo print, from /v1/status. Figures are over all trades."""
-    table = Table("head", "role", "share", "decisions", "trades", "PF", "DD %", "e-value", "verdict", title="heads")
+    table = Table(title="heads", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("head", "role"):
+        table.add_column(name, no_wrap=True)
+    for name in ("share", "decisions", "trades", "PF", "DD %", "e-value"):
+        table.add_column(name, no_wrap=True, justify="right")
+    table.add_column("verdict", overflow="fold")
     for head in found["heads"]:
         life = head["lifetime"]
         verdict = head["judgement"] + (f": {head['rule']} {_number(head['figure'])}" if head["rule"] else "")

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from plain_hub import momentum_bundle
 from running_hub import RunningHub
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
@@ -25,6 +26,7 @@ from hub.client import HubClient
 from hub.llm_stub import LlmStub, LlmStubSettings
 from hub.paper_bot import BotReport, PaperBot
 from hub.state import folded
+from policies.bundle import pack_bundle
 from sentry.ledger import LedgerReader
 
 ANSWER_FIELDS = {
@@ -214,6 +216,18 @@ def test_pickled_candidate_is_refused_and_nothing_changes(running_hub: RunningHu
                         headers={"Authorization": f"Bearer {running_hub.ops_token}"})
     assert answer.status_code == 422
     assert running_hub.get("/v1/policies") == before
+
+
+def test_candidate_registered_by_the_command_line_is_known_and_asked_at_once(
+        running_hub: RunningHub, tmp_path: Path) -> None:
+    candidate = tmp_path / "candidate.pt"
+    candidate.write_bytes(pack_bundle(momentum_bundle("momentum_v2", 0.7)))
+    found = running_hub.hub("register", "--path", str(candidate))
+    assert found.returncode == 0, found.stderr
+    assert "momentum_v2" in found.stdout
+    assert "momentum_v2" in running_hub.hub("status").stdout
+    answer = running_hub.post("/v1/decisions", **asked()).json()
+    assert "momentum_v2" in {proposal["alias"] for proposal in answer["proposals"].values()}
 
 
 def test_metrics_ops_page_dashboard_and_mlflow_answer(running_hub: RunningHub) -> None:
