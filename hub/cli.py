@@ -16,7 +16,6 @@ from rich.table import Table
 
 from policies.errors import HubError
 
-
 # A narrower terminal wraps the lines; a narrower table would cut the figures.
 TABLE_WIDTH = 120
 
