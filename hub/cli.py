@@ -17,7 +17,7 @@ from rich.table import Table
 from policies.errors import HubError
 
 # A narrower terminal wraps the lines; a narrower table would cut the figures.
-TABLE_WIDTH = 120
+TABLE_WIDTH = 140
 
 
 @click.group()
