@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check demo retrain_sup bench experiments browser lock clean
+.PHONY: help install run test check demo features retrain_sup bench experiments drift chaos browser lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,16 +40,25 @@ check: $(INSTALLED) ## Lint, types, layers
 demo: $(INSTALLED) ## Train, serve, replay later bars over HTTP, print what was learnt (MARKET=generated, SIGNAL=0)
 	@$(BIN)/python -m ci.demo --market "$(or $(MARKET),auto)" --signal "$(or $(SIGNAL),1)"
 
+features: $(INSTALLED) ## Apply the feature repo and fill its stores from the market and the ledger (COINS=BTC,ETH)
+	@$(BIN)/hub features $(if $(filter-out undefined default,$(origin COINS)),--symbols $(COINS))
+
 retrain_sup: $(INSTALLED) ## Train the supervised heads anew (COINS=SOL,BTC LOOKBACK=25200) and say how to register them
 	@$(BIN)/python -m train.first_heads --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
 	  --symbols $(COINS) --lookback-bars $(LOOKBACK)
 	@echo "hand one to the running hub: $(BIN)/hub register --path <bundle>"
 
-bench: $(INSTALLED) ## Measure a full decision against a default Serve no-op
-	@$(BIN)/python -m ci.bench
+bench: $(INSTALLED) ## Measure decisions, joins and online reads beside a peer and a floor (ONLY=decision|join|online)
+	@$(BIN)/python -m ci.bench $(if $(ONLY),--only $(ONLY))
 
 experiments: $(INSTALLED) ## Simulate routing with a known truth, many seeds
 	@$(BIN)/python -m ci.experiments.zero_edge --seeds 40 --home $(HUB_HOME)
+
+drift: $(INSTALLED) ## Measure the drift figures on a recorded year (HUB_DATA_DIR=folder of recorded bars)
+	@$(BIN)/python -m ci.experiments.drift --home $(HUB_HOME)
+
+chaos: $(INSTALLED) ## Break the feature store of a running hub and check every answer (FAULTS=frozen,flushed)
+	@$(BIN)/python -m ci.chaos $(if $(FAULTS),--faults $(FAULTS))
 
 browser: $(INSTALLED) ## The ops page in headless Chromium (needs a Chromium: on Debian, apt-get install chromium)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

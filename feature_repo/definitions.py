@@ -1,4 +1,4 @@
-"""What Feast is told: one entity, one view per feature group, one service in the order of the feature list.
+"""What Feast is told: entities, one view per feature group, labels, outcomes and embeddings, and the services.
 
 Built by a function, because the files lie under a home that is known only when the hub starts; importing does nothing.
 """
@@ -7,46 +7,84 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, String
+from feast.types import Array, FeastType, Float32, Float64, Int64, String
 
-from feature_repo.features import DECISION_V1, FeatureList
+from feature_repo.features import GROUPS, SERVICES, FeatureGroup, FeatureList
+from feature_repo.offline import CREATED, EVENT, OfflineFiles
 
 ENTITY = "symbol"
+LABELS, OUTCOMES, EMBEDDINGS = "labels", "outcomes", "embeddings"
+LABEL_NAMES = ("long_return", "short_return")
+OUTCOME_NAMES = ("net_return", "pnl", "fees", "funding", "horizon_s", "drawdown_proxy")
+
+_ARROW: dict[FeastType, pa.DataType] = {Float64: pa.float64(), Int64: pa.int64(), String: pa.string(),
+                                        Array(Float32): pa.list_(pa.float32())}
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """views: by group, required groups first."""
+    """views: by name. columns: by view, what its files hold beside the event time and `created`."""
 
-    symbol: Entity
+    entities: tuple[Entity, ...]
     views: dict[str, FeatureView]
-    service: FeatureService
+    services: dict[str, FeatureService]
+    columns: dict[str, pa.Schema]
 
     def everything(self) -> list[Any]:
         """What `apply` takes."""
-        return [self.symbol, *self.views.values(), self.service]
+        return [*self.entities, *self.views.values(), *self.services.values()]
 
 
-def offline_folder(home: Path, group: str) -> Path:
-    """Where the parquet files of a group lie, one per symbol."""
-    return home / "features" / group
-
-
-def build_definitions(home: Path, features: FeatureList = DECISION_V1) -> Definitions:
+def build_definitions(files: OfflineFiles) -> Definitions:
     symbol = Entity(name=ENTITY, join_keys=[ENTITY], value_type=ValueType.STRING, description="perpetual, such as BTC")
-    views = {group: _view(home, symbol, group, features) for group in features.groups}
-    service = FeatureService(name=features.name, features=list(views.values()))
-    return Definitions(symbol, views, service)
+    decided = Entity(name="decided", join_keys=["decided_ms"], value_type=ValueType.INT64,
+                     description="when a decision could have been made, ms since 1970 UTC")
+    decision = Entity(name="decision", join_keys=["decision_id"], value_type=ValueType.STRING,
+                      description="a decision of the hub's ledger")
+    bracket = Entity(name="bracket", join_keys=["bracket"], value_type=ValueType.STRING,
+                     description="levels, horizon and costs of the trade that a label is of")
+    builder = _Builder(files)
+    for group in GROUPS.values():
+        builder.group(group, symbol)
+    builder.view(LABELS, [symbol, decided, bracket], [ENTITY, "decided_ms", "bracket"],
+                 dict.fromkeys(LABEL_NAMES, Float64), timedelta(0),
+                 "what a long and a short bracket entered then have earned; known when both are over")
+    builder.view(OUTCOMES, [decision], ["decision_id"], dict.fromkeys(OUTCOME_NAMES, Float64), timedelta(0),
+                 "what came of a decision; known when its last part was reported")
+    builder.view(EMBEDDINGS, [symbol], [ENTITY], {"embedding": Array(Float32), "embedding_version": String},
+                 timedelta(minutes=3), "the market at a decision, as the memory sees it, and by which embedder")
+    services = {service.name: _service(service, builder.views) for service in SERVICES}
+    return Definitions((symbol, decided, bracket, decision), builder.views, services, builder.columns)
 
 
-def _view(home: Path, symbol: Entity, group: str, features: FeatureList) -> FeatureView:
-    source = FileSource(name=f"{group}_files", path=str(offline_folder(home, group) / "*.parquet"),
-                        timestamp_field="event_timestamp", created_timestamp_column="created")
-    described = [Field(name=spec.name, dtype=Float64, description=f"{spec.formula} [{spec.unit}]")
-                 for spec in features.specs if spec.group == group]
-    return FeatureView(name=group, entities=[symbol], ttl=timedelta(milliseconds=features.ttl_ms[group]),
-                       schema=[Field(name=ENTITY, dtype=String), *described], source=source)
+class _Builder:
+    def __init__(self, files: OfflineFiles) -> None:
+        self._files = files
+        self.views: dict[str, FeatureView] = {}
+        self.columns: dict[str, pa.Schema] = {}
+
+    def group(self, group: FeatureGroup, symbol: Entity) -> None:
+        described = {spec.name: f"{spec.formula} [{spec.unit}], from {spec.source}" for spec in group.specs}
+        self.view(group.name, [symbol], [ENTITY], dict.fromkeys(group.names, Float64),
+                  timedelta(milliseconds=group.ttl_ms), group.description, described, group.online)
+
+    def view(self, name: str, entities: list[Entity], keys: list[str], features: dict[str, FeastType], ttl: timedelta,
+             description: str, described: dict[str, str] | None = None, online: bool = False) -> None:
+        types: dict[str, FeastType] = {key: Int64 if key.endswith("_ms") else String for key in keys}
+        types |= features
+        source = FileSource(name=f"{name}_files", path=self._files.pattern(name), timestamp_field=EVENT,
+                            created_timestamp_column=CREATED)
+        fields = [Field(name=field, dtype=dtype, description=(described or {}).get(field, ""))
+                  for field, dtype in types.items()]
+        self.views[name] = FeatureView(name=name, entities=entities, ttl=ttl, schema=fields, source=source,
+                                       online=online, description=description)
+        self.columns[name] = pa.schema([pa.field(field, _ARROW[dtype]) for field, dtype in types.items()])
+
+
+def _service(service: FeatureList, views: dict[str, FeatureView]) -> FeatureService:
+    return FeatureService(name=service.name, features=[views[group][list(names)]
+                                                       for group, names in service.groups.items()])

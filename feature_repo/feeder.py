@@ -1,81 +1,103 @@
-"""Puts each bar's features into the online store when the clock reaches the bar's close, and never before."""
+"""Brings what is known of every group into the online store when the clock reaches it, never before, and offline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from feature_repo.features import MINUTE_MS
-from feature_repo.market import Market
+from feature_repo.frames import GroupFrame
+from feature_repo.sources import FrameSource, gathered
 from feature_repo.store import FeatureRepo, OnlineRow
-from feature_repo.transforms import LOOKBACK_BARS, FeatureFrame, compute_features
 
 
 @dataclass(frozen=True)
 class Fed:
-    """rows_written: symbols whose vector was written. event_time_ms: by symbol, of what the online store holds now."""
+    """rows_written: online, of a group and a symbol each. restore_s: how long it took to rebuild the online store from
+    the offline one; None if it had not lost its content."""
 
     rows_written: int
-    event_time_ms: dict[str, int]
+    restore_s: float | None = None
 
 
-class BarFeeder:
-    """The only writer of the online store. Replay: prepare() once, then advance(); live: poll().
+class Feeder:
+    """The only writer of the stores. Replay: prepare() once per stretch of time, then advance(); live: poll().
 
-    It trusts the store's own event times rather than its memory, so a Redis that was restarted, flushed or put back
-    is filled again by the next call.
+    It trusts the online store's own event times rather than its memory. If they show that the store has lost what it
+    held (Redis was restarted or flushed), it is first rebuilt from the offline store, which reaches further back than
+    what is held here.
     """
 
-    def __init__(self, market: Market, repo: FeatureRepo, symbols: Sequence[str]) -> None:
-        self._market, self._repo, self.symbols = market, repo, tuple(symbols)
-        self._frames: dict[str, FeatureFrame] = {}
-        self._written_ms: dict[str, int] = {}
+    def __init__(self, sources: Sequence[FrameSource], repo: FeatureRepo, symbols: Sequence[str]) -> None:
+        self._sources, self._repo, self.symbols = tuple(sources), repo, tuple(symbols)
+        self._frames: dict[tuple[str, str], GroupFrame] = {}
+        self._written: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
 
-    def prepare(self, start_ms: int, stop_ms: int) -> dict[str, FeatureFrame]:
-        """Compute the features of bars that close in [start_ms, stop_ms], for advance(); returned by symbol."""
-        frames = {}
-        for symbol in self.symbols:
-            bars = self._market.bars(symbol, start_ms - LOOKBACK_BARS * MINUTE_MS, stop_ms)
-            frame = compute_features(bars)
-            first, end = (int(np.searchsorted(frame.event_time_ms, start_ms, "left")),
-                          int(np.searchsorted(frame.event_time_ms, stop_ms, "right")))
-            frames[symbol] = frame.slice(first, end)
-        self._frames, self._written_ms = frames, {}
+    def prepare(self, start_ms: int, stop_ms: int) -> dict[tuple[str, str], GroupFrame]:
+        """Hold what becomes known in [start_ms, stop_ms], and what is still fresh at start_ms; by symbol and group."""
+        frames = self._read(start_ms, stop_ms)
+        with self._lock:
+            self._frames, self._written = frames, {}
         return dict(frames)
 
     def advance(self, now_ms: int) -> Fed:
-        """Make the online store hold, of each symbol, the newest row whose bar had closed at now_ms.
+        """Make the online store hold the newest row of every group that was known at now_ms.
 
-        A symbol without such a row is left alone. FeaturesUnavailable if Redis is away; call again when it is back.
+        A group without such a row is left alone. FeaturesUnavailable if Redis is away; call again when it is back.
         """
-        rows = [row for symbol in self.symbols if (row := self._row_at(symbol, now_ms)) is not None]
-        if not rows:
-            return Fed(0, {})
-        held = self._repo.online_event_times([row.symbol for row in rows])
-        groups = self._repo.features.groups
-        due = [row for row in rows if self._written_ms.get(row.symbol) != row.event_time_ms
-               or held[row.symbol] != dict.fromkeys(groups, row.event_time_ms)]
-        if due:
+        with self._lock:
+            held = self._repo.online_event_times(self.symbols)
+            restore_s = None
+            if self._written and not any(held.values()):
+                restore_s = self._restored(now_ms)
+                held = self._repo.online_event_times(self.symbols)
+            rows = [row for key in self._frames if (row := self._row_at(key, now_ms)) is not None]
+            due = [row for row in rows if held[row.symbol].get(row.group) != row.event_time_ms
+                   or self._written.get((row.symbol, row.group)) != row.event_time_ms]
             self._repo.write_online(due)
-            self._written_ms.update((row.symbol, row.event_time_ms) for row in due)
-        return Fed(len(due), {row.symbol: row.event_time_ms for row in rows})
+            self._written.update(((row.symbol, row.group), row.event_time_ms) for row in due)
+            return Fed(len(due), restore_s)
 
     def poll(self, now_ms: int) -> Fed:
-        """Fetch the last closed bars of every symbol, compute their newest rows and advance to now_ms.
-
-        Everything is fetched, computed and written again each time: an exchange may correct its latest bars.
-        """
-        for symbol in self.symbols:
-            bars = self._market.bars(symbol, now_ms - (LOOKBACK_BARS + 3) * MINUTE_MS, now_ms)
-            self._frames[symbol] = compute_features(bars)
-        self._written_ms = {}
+        """Read the last minutes of every source again, since an exchange may correct them, and advance to now_ms."""
+        frames = self._read(now_ms - 3 * MINUTE_MS, now_ms)
+        with self._lock:
+            for key, frame in frames.items():
+                if not frame.equals(self._frames.get(key)):
+                    self._written.pop(key, None)
+            self._frames |= frames
         return self.advance(now_ms)
 
-    def _row_at(self, symbol: str, now_ms: int) -> OnlineRow | None:
-        frame = self._frames.get(symbol)
-        place = -1 if frame is None else int(np.searchsorted(frame.event_time_ms, now_ms, "right")) - 1
-        if frame is None or place < 0:
+    def put(self, symbol: str, frame: GroupFrame) -> None:
+        """Take in rows of a group that is known to no source, for the next advance."""
+        with self._lock:
+            self._frames[symbol, frame.group] = frame
+            self._written.pop((symbol, frame.group), None)
+
+    def held(self) -> dict[tuple[str, str], GroupFrame]:
+        """What is held now, by symbol and group."""
+        with self._lock:
+            return dict(self._frames)
+
+    def keep(self, frames: Mapping[tuple[str, str], GroupFrame], created_ms: int) -> int:
+        """Add rows, by symbol and group, to the offline store; returns how many were new."""
+        return sum(self._repo.append(symbol, frame, created_ms) for (symbol, _), frame in frames.items() if len(frame))
+
+    def _restored(self, now_ms: int) -> float:
+        started = time.monotonic()
+        self._repo.materialize(now_ms)
+        return time.monotonic() - started
+
+    def _read(self, start_ms: int, stop_ms: int) -> dict[tuple[str, str], GroupFrame]:
+        return {(symbol, group): frame for symbol in self.symbols
+                for group, frame in gathered(self._sources, symbol, start_ms, stop_ms).items()}
+
+    def _row_at(self, key: tuple[str, str], now_ms: int) -> OnlineRow | None:
+        frame = self._frames[key]
+        place = frame.until(now_ms) - 1
+        if place < 0:
             return None
-        return OnlineRow(symbol, int(frame.event_time_ms[place]), tuple(frame.values[place].tolist()))
+        return OnlineRow(*key, int(frame.event_time_ms[place]), tuple(frame.values[place].tolist()))

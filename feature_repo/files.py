@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from feature_repo.features import MINUTE_MS
+from feature_repo.tables import numbers_of, read_table, refuse_first, times_of
 from policies.bars import Bars
 from policies.errors import InvalidInput, UnknownEntity
 
@@ -50,6 +50,7 @@ class FileMarket:
     def __init__(self, folder: Path, venue: str | None = None, symbols: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             raise InvalidInput("market.data_dir", "a folder", str(folder))
+        self.folder = folder
         self._runs = _chosen_together(_runs(folder, venue), symbols) if symbols else _longest_each(_runs(folder, venue))
         if not self._runs:
             raise InvalidInput("market.data_dir", "a folder with <venue>/<SYMBOL>_1m_<start>_<end>.parquet or .csv",
@@ -109,7 +110,7 @@ def _extent(path: Path) -> tuple[int, int]:
     """
     if path.suffix == ".parquet" and (known := _extent_of_statistics(path)) is not None:
         return known
-    times = _times(path, _table(path, ("timestamp",)))
+    times = times_of(path, read_table(path, ("timestamp",)))
     return int(times[0]), int(times[-1]) + MINUTE_MS
 
 
@@ -151,13 +152,13 @@ def _overlap(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def _read_run(run: Run) -> Bars:
-    table = _table(run.path, BAR_COLUMNS)
-    times = _times(run.path, table)
-    columns = {name: _numbers(run.path, table, name, least=0.0, above=name != "volume") for name in BAR_COLUMNS[1:]}
+    table = read_table(run.path, BAR_COLUMNS)
+    times = times_of(run.path, table)
+    columns = {name: numbers_of(run.path, table, name, least=0.0, above=name != "volume") for name in BAR_COLUMNS[1:]}
     for name, fine in (("high", columns["high"] >= np.maximum(columns["open"], columns["close"])),
                        ("low", columns["low"] <= np.minimum(columns["open"], columns["close"]))):
-        _refuse_first(run.path, name, fine, "the extreme of its bar", columns[name])
-    _refuse_first(run.path, "timestamp", times % MINUTE_MS == 0, "a full minute", times)
+        refuse_first(run.path, name, fine, "the extreme of its bar", columns[name])
+    refuse_first(run.path, "timestamp", times % MINUTE_MS == 0, "a full minute", times)
     return Bars(run.symbol, MINUTE_MS, times, funding_rate=_funding(run, times), **columns).check()
 
 
@@ -172,55 +173,14 @@ def _funding(run: Run, times: NDArray[np.int64]) -> NDArray[np.float64] | None:
         match = FUNDING_NAME.match(path.name)
         if not match or symbol_of(match["symbol"]) != run.symbol:
             continue
-        table = _table(path, ("timestamp", "funding_rate"))
-        settled = _times(path, table) // MINUTE_MS * MINUTE_MS
-        values = _numbers(path, table, "funding_rate", least=-1.0, above=True)
+        table = read_table(path, ("timestamp", "funding_rate"))
+        settled = times_of(path, table) // MINUTE_MS * MINUTE_MS
+        values = numbers_of(path, table, "funding_rate", least=-1.0, above=True)
         places = np.minimum(np.searchsorted(times, settled), len(times) - 1)
         within = times[places] == settled
         rates[places[within]] = values[within]
         found |= bool(within.any())
     return rates if found else None
-
-
-def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        held = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
-        missing = [name for name in columns if name not in held]
-        if missing:
-            raise InvalidInput(f"{path}", f"a table with the columns {', '.join(columns)}", f"no {', '.join(missing)}")
-        table = (pq.read_table(path, columns=list(columns)).to_pandas() if path.suffix == ".parquet"
-                 else pd.read_csv(path, usecols=list(columns)))
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsers raise ValueErrors of their own
-        raise InvalidInput(f"{path}", "a readable parquet or CSV file", str(error)) from error
-    if table.empty:
-        raise InvalidInput(f"{path}", "a table with at least one row", "none")
-    return table
-
-
-def _times(path: Path, table: pd.DataFrame) -> NDArray[np.int64]:
-    """(N,) ms since 1970 UTC, rising. A column of integers holds milliseconds, one of text ISO 8601."""
-    column = table["timestamp"]
-    if pd.api.types.is_integer_dtype(column):
-        times = column.to_numpy(np.int64)
-    else:
-        stamps = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
-        _refuse_first(path, "timestamp", stamps.notna().to_numpy(), "ISO 8601 or whole milliseconds", column.to_numpy())
-        times = stamps.dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
-    _refuse_first(path, "timestamp", np.r_[True, np.diff(times) > 0], "later than the row before", times)
-    return times
-
-
-def _numbers(path: Path, table: pd.DataFrame, name: str, least: float, above: bool) -> NDArray[np.float64]:
-    values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
-    fine = np.isfinite(values) & ((values > least) if above else (values >= least))
-    _refuse_first(path, name, fine, f"a finite number {'>' if above else '>='} {least:g}", table[name].to_numpy())
-    return values
-
-
-def _refuse_first(path: Path, column: str, fine: NDArray[np.bool_], legal: str, values: NDArray) -> None:
-    if not fine.all():
-        row = int(np.argmin(fine))
-        raise InvalidInput(f"{path}, column {column}, row {row}", legal, str(values[row]))
 
 
 def _day(time_ms: int) -> str:

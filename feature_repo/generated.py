@@ -54,6 +54,7 @@ class GeneratedMarket:
     """
 
     name = "generated"
+    folder = None
 
     def __init__(self, seed: int = 0, signal: float = 1.0, symbols: Sequence[str] = SYMBOLS, bars: int = 43_200,
                  start_ms: int = START_MS) -> None:

@@ -24,6 +24,11 @@ class Market(Protocol):
     @property
     def symbols(self) -> tuple[str, ...]: ...
 
+    @property
+    def folder(self) -> Path | None:
+        """Where what else was recorded lies beside recorded bars; None for a market that is not recorded."""
+        ...
+
     def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
         """Closed bars with open time in [start_ms, stop_ms); without limits, all there are."""
         ...
@@ -46,6 +51,10 @@ class ChosenMarket:
     @property
     def symbols(self) -> tuple[str, ...]:
         return self.market.symbols
+
+    @property
+    def folder(self) -> Path | None:
+        return self.market.folder
 
     def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
         return self.market.bars(symbol, start_ms, stop_ms)

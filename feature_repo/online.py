@@ -1,9 +1,9 @@
-"""Reading one feature vector on the way of a decision: one round trip to Redis, in Feast's own layout.
+"""Reading feature vectors on the way of a decision: one round trip to Redis, in Feast's own layout.
 
 Feast keeps, per entity, one hash: field mmh3("<view>:<feature>") holds the value and `_ts:<view>` the event time, both
 as protobuf. The key and the field names never change, so they are made once, and without Feast: to import it costs
-every serving process three seconds and 150 MB. Feast does not apply a view's ttl when it reads online; `fresh` compares
-the event times instead.
+every serving process three seconds and 150 MB. Feast does not apply a view's ttl when it reads online; here a group
+that is older than its ttl, or not known yet, is missing from the vector like one that was never written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mmh3
 from google.protobuf.message import DecodeError
@@ -22,13 +22,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from feature_repo.features import DECISION_V1, FeatureList
+from feature_repo.features import DECISION_V1, GROUPS, FeatureList
+from policies.breaker import Breaker
 from policies.errors import HubError
 
 PROJECT = "elite_trading"
 FEAST_STRING = 2  # feast.ValueType.STRING
 DOUBLE_TAG = 0x29  # field 5 (double_val) of feast.types.Value, wire type 64 bits
 DOUBLE_BYTES = 9  # the tag, then a little-endian double
+FAILURES_TO_OPEN, OPEN_S = 3, 0.25  # of reads in a row, and for how long none but a probe is tried
+NAN_FIELD = struct.pack("<Bd", DOUBLE_TAG, math.nan)
 
 
 class FeaturesUnavailable(HubError):
@@ -37,18 +40,14 @@ class FeaturesUnavailable(HubError):
     code = "features_unavailable"
 
 
-class FutureFeatures(FeaturesUnavailable):
-    """A value's event time lies after the decision's time: to use it would be to know the future."""
-
-    code = "future_features"
-
-
 @dataclass(frozen=True)
 class OnlineVector:
-    """values: in the order of the feature list, NaN where missing. event_time_ms: by group; absent if never written."""
+    """values: by feature, in the order of the feature list, NaN where missing. event_time_ms: by group; absent if it
+    was never written. also: {service: {feature: value}} of the others that were asked for."""
 
     values: tuple[float, ...]
     event_time_ms: dict[str, int]
+    also: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def redis_key_of(project: str, symbol: str) -> bytes:
@@ -75,72 +74,91 @@ def event_time_ms_of(raw: bytes) -> int:
 
 
 class OnlineReader:
-    """Reads vectors of one feature list. Belongs to one event loop; close() it there.
+    """Reads vectors of one service, and beside them the stored features of others. Belongs to one event loop; close()
+    it there.
 
     deadline_s: of a whole read, connecting included.
     """
 
     def __init__(self, redis_url: str, project: str = PROJECT, service: FeatureList = DECISION_V1,
-                 deadline_s: float = 0.05) -> None:
+                 also: Sequence[FeatureList] = (), deadline_s: float = 0.05, breaker: Breaker | None = None) -> None:
         self._project, self._service, self._deadline_s = project, service, deadline_s
-        self._fields = ([field_of(spec.group, spec.name) for spec in service.specs]
-                        + [time_field_of(group) for group in service.groups])
+        self._breaker = breaker or Breaker(FAILURES_TO_OPEN, OPEN_S)
+        self._layout = _Layout(service, also)
         self._keys: dict[str, bytes] = {}
-        self._unpack_all = struct.Struct("<" + "xd" * len(service)).unpack
         # One retry without a pause: the first command after a restart of Redis meets a dead connection.
         self._redis = Redis.from_url(redis_url, socket_timeout=deadline_s, socket_connect_timeout=deadline_s,
                                      retry=Retry(NoBackoff(), 1))
 
-    async def read(self, symbol: str) -> OnlineVector:
-        """The newest vector of a symbol; FeaturesUnavailable on any failure of Redis or past the deadline.
+    async def read(self, symbol: str, now_ms: int) -> OnlineVector:
+        """The vector of a symbol as it is known at now_ms; FeaturesUnavailable on any failure or past the deadline.
 
-        A symbol that was never written has only NaN and no event times.
+        A group whose row is older than its ttl or lies after now_ms is missing; `event_time_ms` says which it was.
         """
+        if not self._breaker.allows():
+            raise FeaturesUnavailable("Redis has failed lately and is left alone for a moment")
         key = self._keys.get(symbol) or redis_key_of(self._project, symbol)
         try:
             async with asyncio.timeout(self._deadline_s):
-                raw = await self._redis.execute_command("HMGET", key, *self._fields)
-            vector = self._decode(raw)
+                raw = await self._redis.execute_command("HMGET", key, *self._layout.fields)
         except TimeoutError as error:
+            self._breaker.failed()
             raise FeaturesUnavailable(f"Redis did not answer within {self._deadline_s * 1000:g} ms") from error
         except (RedisError, OSError) as error:
+            self._breaker.failed()
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
+        self._breaker.succeeded()
+        try:
+            vector = self._layout.vector(raw, now_ms)
         except DecodeError as error:
             raise FeaturesUnavailable(f"Redis holds something else than features of {symbol}") from error
         if vector.event_time_ms:
             self._keys[symbol] = key  # only symbols that exist: callers cannot fill the memory with names
         return vector
 
-    def fresh(self, vector: OnlineVector, now_ms: int) -> list[str]:
-        """Required groups that are absent or older than their ttl, in order: empty if the vector may be used.
-
-        FutureFeatures if any group's event time lies after now_ms.
-        """
-        for group, time_ms in vector.event_time_ms.items():
-            if time_ms > now_ms:
-                raise FutureFeatures(f"{group}: event time {time_ms} lies {time_ms - now_ms} ms after now")
-        ttl_ms, times = self._service.ttl_ms, vector.event_time_ms
-        return [group for group in self._service.required_groups
-                if group not in times or now_ms - times[group] > ttl_ms[group]]
-
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _decode(self, raw: Sequence[bytes | None]) -> OnlineVector:
-        count = len(self._service)
+
+class _Layout:
+    """Which fields are asked for in which order, and how vectors are made of the answer."""
+
+    def __init__(self, service: FeatureList, also: Sequence[FeatureList]) -> None:
+        self._service, self._also = service, tuple(also)
+        every = {spec.name: spec for one in (service, *also) for spec in one.stored if GROUPS[spec.group].online}
+        self._specs = tuple(every.values())
+        self._groups = tuple(dict.fromkeys(spec.group for spec in self._specs))
+        self._ttl_ms = {group: GROUPS[group].ttl_ms for group in self._groups} | dict(service.ttl_ms)
+        self._places = {group: [place for place, spec in enumerate(self._specs) if spec.group == group]
+                        for group in self._groups}
+        self.fields = ([field_of(spec.group, spec.name) for spec in self._specs]
+                       + [time_field_of(group) for group in self._groups])
+        self._unpack_all = struct.Struct("<" + "xd" * len(self._specs)).unpack
+        self._indicated = [(place, service.places[group].tolist()) for group, place in service.indicators.items()]
+        # Where each number of the vector comes from: a place among the specs, or the zero after them.
+        self._sources = [self._specs.index(spec) if spec in every.values() else len(self._specs)
+                         for spec in service.specs]
+
+    def vector(self, raw: Sequence[bytes | None], now_ms: int) -> OnlineVector:
+        count = len(self._specs)
         times = {group: event_time_ms_of(stamp)
-                 for group, stamp in zip(self._service.groups, raw[count:], strict=True) if stamp}
-        return OnlineVector(self._values(raw[:count]), times)
+                 for group, stamp in zip(self._groups, raw[count:], strict=True) if stamp}
+        stored = [*self._values(raw[:count]), 0.0]
+        for group, places in self._places.items():
+            if not 0 <= now_ms - times.get(group, -(10**15)) <= self._ttl_ms[group]:
+                for place in places:
+                    stored[place] = math.nan
+        values = [stored[place] for place in self._sources]
+        for indicator, features in self._indicated:
+            if all(math.isnan(values[place]) for place in features):
+                values[indicator] = 1.0
+        by_name = dict(zip((spec.name for spec in self._specs), stored, strict=False)) if self._also else {}
+        also = {one.name: {name: by_name[name] for name in one.names if name in by_name} for one in self._also}
+        return OnlineVector(tuple(values), times, also)
 
-    def _values(self, raw: Sequence[bytes | None]) -> tuple[float, ...]:
-        if all(field is not None and len(field) == DOUBLE_BYTES and field[0] == DOUBLE_TAG for field in raw):
-            return self._unpack_all(b"".join(raw))  # type: ignore[arg-type]
-        return tuple(_value_of(field) for field in raw)
-
-
-def _value_of(field: bytes | None) -> float:
-    """A double; NaN for a field that is absent or holds null. Only Feast's own materialisation leaves such fields."""
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    value = Value.FromString(field) if field else None
-    return value.double_val if value is not None and value.HasField("double_val") else math.nan
+    def _values(self, raw: Sequence[bytes | None]) -> Sequence[float]:
+        """An absent or null field is NaN; DecodeError if one holds anything else than a double."""
+        fields = [field or NAN_FIELD for field in raw]
+        if not all(len(field) == DOUBLE_BYTES and field[0] == DOUBLE_TAG for field in fields):
+            raise DecodeError("not a double")
+        return self._unpack_all(b"".join(fields))

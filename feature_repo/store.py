@@ -1,16 +1,18 @@
 """The feature repository: Feast in library mode, DuckDB over parquet offline and Redis online.
 
-Everything lies under `home`: `features/<group>/<SYMBOL>.parquet`, `features/registry.pb`. The registry can run code in
-who opens it (Feast keeps pickled parts in it), so the folder belongs to the hub's user alone.
+Everything lies under `home/features`: one folder of parquet files per view, and `registry.pb`. The registry can run
+code in who opens it (Feast keeps pickled parts in it), so the folder belongs to the hub's user alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,34 +21,67 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from feast import FeatureStore, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from feature_repo.definitions import build_definitions, offline_folder
-from feature_repo.features import DECISION_V1, FeatureList
+from feature_repo.definitions import EMBEDDINGS, ENTITY, LABEL_NAMES, LABELS, OUTCOME_NAMES, OUTCOMES, build_definitions
+from feature_repo.features import DECISION_V1, GROUPS, FeatureList
+from feature_repo.frames import GroupFrame
+from feature_repo.offline import EVENT, OfflineFiles
 from feature_repo.online import FeaturesUnavailable, event_time_ms_of, redis_key_of, time_field_of
-from feature_repo.transforms import FeatureFrame
 from policies.errors import InvalidInput
 
 SETTINGS = Path(__file__).with_name("feature_store.yaml")
+ONLINE_GROUPS = tuple(group.name for group in GROUPS.values() if group.online)
 
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """What the online store is to hold of a symbol. values: (40,) in the order of the feature list, NaN if missing."""
+    """What the online store is to hold of a group of a symbol. values: (k,) in the order of the group's names."""
 
     symbol: str
+    group: str
     event_time_ms: int
     values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Labels of one symbol and one kind of trade.
+
+    decided_ms, known_ms: int64 (N,). values: float64 (N, 2), in the order of LABEL_NAMES.
+    """
+
+    symbol: str
+    bracket: str
+    decided_ms: NDArray[np.int64]
+    known_ms: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OutcomeRow:
+    """known_ms: when the outcome was recorded. values: in the order of OUTCOME_NAMES."""
+
+    decision_id: str
+    known_ms: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingRow:
+    symbol: str
+    event_time_ms: int
+    vector: NDArray[np.float32]
+    version: str
 
 
 class QuickRedisStore(RedisOnlineStore):
@@ -62,14 +97,13 @@ class FeatureRepo:
     timeout_s: of one round trip to Redis.
     """
 
-    def __init__(self, home: Path, redis_url: str, features: FeatureList = DECISION_V1,
-                 timeout_s: float = 0.05) -> None:
-        self.home, self.features = home.resolve(), features
-        self.redis_url = redis_url
+    def __init__(self, home: Path, redis_url: str, timeout_s: float = 0.05) -> None:
+        self.home, self.redis_url = home.resolve(), redis_url
+        self.offline = OfflineFiles(self.home / "features")
         self._redis = Redis.from_url(redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
                                      retry=Retry(NoBackoff(), 0))
         self._online = QuickRedisStore(self._redis)
-        self.definitions = build_definitions(self.home, features)
+        self.definitions = build_definitions(self.offline)
 
     @cached_property
     def config(self) -> RepoConfig:
@@ -83,67 +117,102 @@ class FeatureRepo:
         return FeatureStore(config=self.config)
 
     def apply(self) -> None:
-        """Register entity, views and service. Idempotent."""
-        for group in self.features.groups:
-            offline_folder(self.home, group).mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Register entities, views and services. Idempotent."""
+        os.makedirs(self.offline.folder, mode=0o700, exist_ok=True)
+        for view, columns in self.definitions.columns.items():
+            self.offline.declare(view, columns)
         self.feast.apply(self.definitions.everything())
 
-    def write_offline(self, symbol: str, frame: FeatureFrame) -> None:
-        """Replace what the offline store holds of a symbol. A reader sees the old file or the new one, whole.
+    # -- offline ----------------------------------------------------------------------------------------------------
 
-        `created` is the newest event time of the frame: the first moment at which it could have been computed.
-        """
-        if len(frame) == 0:
-            raise InvalidInput("frame", "at least one row", 0)
-        stamps = pa.array(frame.event_time_ms, pa.timestamp("ms", tz="UTC"))
-        created = pa.array(np.full(len(frame), frame.event_time_ms[-1]), pa.timestamp("ms", tz="UTC"))
-        columns = dict(zip(self.features.names, frame.values.T, strict=True))
-        for group, names in self.features.groups.items():
-            table = pa.table({"symbol": pa.array([symbol] * len(frame)), "event_timestamp": stamps, "created": created,
-                              **{name: columns[name] for name in names}})
-            path = offline_folder(self.home, group) / f"{symbol}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = path.with_suffix(".part")  # not matched by the view's *.parquet
-            pq.write_table(table, part, compression="zstd")
-            os.replace(part, path)
+    def append(self, symbol: str, frame: GroupFrame, created_ms: int) -> int:
+        """Add rows of a group to the offline store; returns how many it did not hold already."""
+        columns = {ENTITY: pa.array([symbol] * len(frame), pa.string())}
+        columns |= dict(zip(GROUPS[frame.group].names, map(pa.array, frame.values.T), strict=True))
+        return self.offline.append(frame.group, symbol, pa.table(columns), frame.event_time_ms, created_ms)
 
-    def materialize(self, until_ms: int) -> None:
-        """Put each symbol's newest offline row at or before until_ms into the online store, by Feast's own job.
+    def append_labels(self, labels: LabelRows, created_ms: int) -> int:
+        """Labels of one symbol, each known from its known_ms on."""
+        count = len(labels.decided_ms)
+        columns = {ENTITY: pa.array([labels.symbol] * count, pa.string()), "decided_ms": pa.array(labels.decided_ms),
+                   "bracket": pa.array([labels.bracket] * count, pa.string()),
+                   **dict(zip(LABEL_NAMES, map(pa.array, labels.values.T), strict=True))}
+        return self.offline.append(LABELS, labels.symbol, pa.table(columns), labels.known_ms, created_ms)
 
-        Only rows that are fresh at until_ms for some group are looked at.
-        """
-        stop = _utc(until_ms)
-        self.feast.materialize(_utc(until_ms - max(self.features.ttl_ms.values())), stop)
+    def append_outcomes(self, rows: Sequence[OutcomeRow], created_ms: int) -> int:
+        values = np.array([row.values for row in rows], np.float64).reshape(len(rows), len(OUTCOME_NAMES))
+        columns = {"decision_id": pa.array([row.decision_id for row in rows], pa.string()),
+                   **dict(zip(OUTCOME_NAMES, map(pa.array, values.T), strict=True))}
+        known = np.array([row.known_ms for row in rows], np.int64)
+        return self.offline.append(OUTCOMES, "ledger", pa.table(columns), known, created_ms)
 
-    def training_frame(self, symbols: Sequence[str], event_time_ms: ArrayLike) -> pd.DataFrame:
-        """One row per symbol and time, symbol by symbol: symbol, event_timestamp, then the features in order.
+    def append_embeddings(self, rows: Sequence[EmbeddingRow], created_ms: int) -> int:
+        columns = {ENTITY: pa.array([row.symbol for row in rows], pa.string()),
+                   "embedding": pa.array([row.vector for row in rows], pa.list_(pa.float32())),
+                   "embedding_version": pa.array([row.version for row in rows], pa.string())}
+        times = np.array([row.event_time_ms for row in rows], np.int64)
+        return self.offline.append(EMBEDDINGS, "ledger", pa.table(columns), times, created_ms)
+
+    def training_frame(self, symbols: Sequence[str], event_time_ms: ArrayLike,
+                       service: FeatureList = DECISION_V1) -> pd.DataFrame:
+        """One row per symbol and time, symbol by symbol: symbol, event_timestamp, then the service's features in order.
 
         Each value is the newest one known at that time and within its group's ttl, NaN if there was none.
         """
         times = np.asarray(event_time_ms, np.int64)
-        stamps = pd.to_datetime(np.tile(times, len(symbols)), unit="ms", utc=True)
-        wanted = pd.DataFrame({"symbol": np.repeat(list(symbols), len(times)), "event_timestamp": stamps})
-        service = self.feast.get_feature_service(self.features.name)
-        joined = self.feast.get_historical_features(entity_df=wanted, features=service).to_df()
-        columns = ["symbol", "event_timestamp", *self.features.names]
-        return wanted.merge(joined.drop_duplicates(["symbol", "event_timestamp"]), how="left",
-                            on=["symbol", "event_timestamp"])[columns]
+        wanted = _entity_frame({ENTITY: np.repeat(list(symbols), len(times))}, np.tile(times, len(symbols)))
+        joined = self.historical(wanted, self.feast.get_feature_service(service.name))
+        present = {group: joined[list(names)].notna().any(axis=1) for group, names in service.groups.items()}
+        for group, place in service.indicators.items():
+            joined[service.names[place]] = (~present[group]).astype(np.float64)
+        return joined[[ENTITY, EVENT, *service.names]]
 
-    def write_online(self, rows: Sequence[OnlineRow]) -> None:
-        """Write rows of several symbols, one round trip per group; of a group, values and event time change as one."""
+    def labels(self, symbols: Sequence[str], decided_ms: ArrayLike, bracket: str, as_of_ms: int) -> pd.DataFrame:
+        """Labels as they were known at as_of_ms, one row for each symbol and time. symbols: as many as decided_ms.
+
+        A label whose trade was not over then is NaN, so what is trained on them knows nothing of later bars.
+        """
+        count = len(symbols)
+        keys = {ENTITY: np.asarray(symbols), "decided_ms": np.asarray(decided_ms, np.int64),
+                "bracket": np.full(count, bracket)}
+        return self.historical(_entity_frame(keys, np.full(count, as_of_ms)),
+                               [f"{LABELS}:{name}" for name in LABEL_NAMES])
+
+    def historical(self, wanted: pd.DataFrame, features: Any) -> pd.DataFrame:
+        """Feast's point-in-time join, its rows in the order of `wanted`."""
+        return self.feast.get_historical_features(entity_df=wanted, features=features).to_df()
+
+    def materialize(self, until_ms: int) -> None:
+        """Put each symbol's newest offline row at or before until_ms into the online store, by Feast's own job.
+
+        Of each group only rows that are fresh at until_ms are looked at.
+        """
+        stop = _utc(until_ms)
+        with redirect_stdout(StringIO()):  # Feast prints three lines a view
+            for group in ONLINE_GROUPS:
+                start = _utc(until_ms - GROUPS[group].ttl_ms)
+                self.feast.materialize(start, stop, feature_views=[group])
+
+    # -- online -----------------------------------------------------------------------------------------------------
+
+    def write_online(self, rows: Iterable[OnlineRow]) -> None:
+        """Write rows, one round trip per group; of a group, values and event time change as one."""
+        by_group: dict[str, list[OnlineRow]] = {}
         for row in rows:
-            if len(row.values) != len(self.features):
-                raise InvalidInput("row.values", f"{len(self.features)} numbers", len(row.values))
+            legal = len(GROUPS[row.group].names)
+            if len(row.values) != legal:
+                raise InvalidInput(f"row.values of {row.group}", f"{legal} numbers", len(row.values))
+            by_group.setdefault(row.group, []).append(row)
         try:
-            for group, view in self.definitions.views.items():
-                self._online.online_write_batch(self.config, view, [self._protos(row, group) for row in rows], None)
+            for group, part in by_group.items():
+                view = self.definitions.views[group]
+                self._online.online_write_batch(self.config, view, [_protos(row) for row in part], None)
         except (RedisError, OSError) as error:
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
 
     def online_event_times(self, symbols: Sequence[str]) -> dict[str, dict[str, int]]:
         """{symbol: {group: event time in ms}} of what the online store holds now, in one round trip."""
-        groups = tuple(self.features.groups)
-        fields = [time_field_of(group) for group in groups]
+        fields = [time_field_of(group) for group in ONLINE_GROUPS]
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for symbol in symbols:
@@ -151,14 +220,18 @@ class FeatureRepo:
                 stamps = pipe.execute()
         except (RedisError, OSError) as error:
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
-        return {symbol: {group: event_time_ms_of(raw) for group, raw in zip(groups, found, strict=True) if raw}
+        return {symbol: {group: event_time_ms_of(raw) for group, raw in zip(ONLINE_GROUPS, found, strict=True) if raw}
                 for symbol, found in zip(symbols, stamps, strict=True)}
 
-    def _protos(self, row: OnlineRow, group: str) -> tuple[Any, dict[str, Value], datetime, None]:
-        values = {spec.name: Value(double_val=value)
-                  for spec, value in zip(self.features.specs, row.values, strict=True) if spec.group == group}
-        key = EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=row.symbol)])
-        return key, values, _utc(row.event_time_ms), None
+
+def _protos(row: OnlineRow) -> tuple[Any, dict[str, Value], datetime, None]:
+    values = {name: Value(double_val=value) for name, value in zip(GROUPS[row.group].names, row.values, strict=True)}
+    key = EntityKey(join_keys=[ENTITY], entity_values=[Value(string_val=row.symbol)])
+    return key, values, _utc(row.event_time_ms), None
+
+
+def _entity_frame(keys: Mapping[str, NDArray[Any]], event_time_ms: NDArray[np.int64]) -> pd.DataFrame:
+    return pd.DataFrame({**keys, EVENT: pd.to_datetime(event_time_ms, unit="ms", utc=True)})
 
 
 def _utc(time_ms: int) -> datetime:

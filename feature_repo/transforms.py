@@ -1,21 +1,26 @@
-"""The one definition of the features: bars in, feature rows out. Training, feeding and tests all call it.
+"""The one definition of the features of bars: bars in, feature rows out. Training, feeding and tests all call it.
 
 A row depends on the last `LOOKBACK_BARS` bars and on nothing else, to the last bit: window sums are built by adding the
 lags newest first, elementwise over the whole history, so the order of additions in a row does not depend on how long
-the history is or where it starts (a cumulative sum, or a reduction whose axis numpy may choose, would).
+the history is or where it starts (a cumulative sum, or a reduction whose axis numpy may choose, would). `BarWindow`,
+the incremental form, therefore is the same code on the last bars, and equal bit by bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from feature_repo.features import DECISION_V1, WINDOWS
+from feature_repo.features import BARS, DECISION_V1, FUNDING, GROUPS, PRICE, WINDOWS
+from feature_repo.frames import GroupFrame, assemble
 from policies.bars import Bars
+from policies.errors import InvalidInput
 
+BAR_GROUPS = (BARS, PRICE, FUNDING)
 LOOKBACK_BARS = 122  # 120 products of neighbouring returns need 121 returns, these need 122 closes
 LONGEST = max(WINDOWS)
 DAY_MS = 86_400_000
@@ -27,8 +32,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FeatureFrame:
-    """event_time_ms: int64 (N,), closes of the bars, rising. values: float64 (N, 40) in the order of DECISION_V1;
-    finite except `funding_rate`, which is NaN where no funding was settled within the lookback."""
+    """event_time_ms: int64 (N,), closes of the bars, rising. values: float64 (N, F) in the order of DECISION_V1;
+    finite except where an optional group is missing."""
 
     event_time_ms: NDArray[np.int64]
     values: Floats
@@ -41,17 +46,81 @@ class FeatureFrame:
 
 
 def compute_features(bars: Bars) -> FeatureFrame:
-    """One row for each bar whose last LOOKBACK_BARS bars follow each other without a gap; other bars have none."""
+    """Vectors of `decision_v1` by what bars alone tell; every group that has another source is missing."""
+    frames = bar_frames(bars)
+    times = frames[BARS].event_time_ms
+    return FeatureFrame(times, assemble(DECISION_V1, frames, times))
+
+
+def bar_frames(bars: Bars) -> dict[str, GroupFrame]:
+    """Frames of the groups that one-minute bars are the source of: BARS, PRICE, FUNDING.
+
+    BARS and PRICE have a row for each bar whose last LOOKBACK_BARS bars follow each other without a gap; other bars
+    have none. FUNDING has one for each bar in which a rate was settled.
+    """
+    return {BARS: _rows(BARS, bars, _scale_free), PRICE: _rows(PRICE, bars, _own_units), FUNDING: _funding(bars)}
+
+
+class BarWindow:
+    """The incremental form: takes bars as they close and gives the frames that they complete.
+
+    It holds the last LOOKBACK_BARS bars of one symbol.
+    """
+
+    def __init__(self, symbol: str) -> None:
+        self.symbol = symbol
+        self._held: Bars | None = None
+
+    def push(self, bars: Bars) -> dict[str, GroupFrame]:
+        """Frames of these newly closed bars. Bars at or before the newest one held are known and left out."""
+        if bars.symbol != self.symbol:
+            raise InvalidInput("bars.symbol", self.symbol, bars.symbol)
+        known_ms = -1 if self._held is None else int(self._held.open_time_ms[-1])
+        fresh = bars.slice(int(np.searchsorted(bars.open_time_ms, known_ms, "right")), len(bars))
+        if not len(fresh):
+            return {group: GroupFrame.empty(group) for group in BAR_GROUPS}
+        joined = fresh if self._held is None else self._held.followed_by(fresh)
+        self._held = joined.slice(max(0, len(joined) - LOOKBACK_BARS), len(joined))
+        return {group: frame.slice(frame.until(int(fresh.open_time_ms[0])), len(frame))
+                for group, frame in bar_frames(joined).items()}
+
+    @property
+    def newest_ms(self) -> int | None:
+        """Open time of the newest bar held."""
+        return None if self._held is None else int(self._held.open_time_ms[-1])
+
+
+def _rows(group: str, bars: Bars, columns_of: Callable[[Bars, int], dict[str, Floats]]) -> GroupFrame:
     rows = len(bars) - LOOKBACK_BARS + 1
     if rows <= 0:
-        return FeatureFrame(np.empty(0, np.int64), np.empty((0, len(DECISION_V1))))
-    event_time_ms = bars.close_time_ms[LOOKBACK_BARS - 1:]
-    columns = {**_price_features(bars, rows), **_volume_features(bars.volume, rows), **_day_features(event_time_ms),
-               **_funding_features(bars.funding_rate, rows)}
-    values = np.column_stack([columns[name] for name in DECISION_V1.names])
+        return GroupFrame.empty(group)
+    columns = columns_of(bars, rows)
+    event_time_ms = bars.close_time_ms[-rows:]
     span_ms = event_time_ms - bars.close_time_ms[:rows]
     unbroken = span_ms == (LOOKBACK_BARS - 1) * bars.interval_ms
-    return FeatureFrame(event_time_ms[unbroken], values[unbroken])
+    values = np.column_stack([columns[name] for name in GROUPS[group].names])
+    return GroupFrame(group, event_time_ms[unbroken], values[unbroken])
+
+
+def _scale_free(bars: Bars, rows: int) -> dict[str, Floats]:
+    return {**_price_features(bars, rows), **_volume_features(bars.volume, rows),
+            **_day_features(bars.close_time_ms[-rows:])}
+
+
+def _own_units(bars: Bars, rows: int) -> dict[str, Floats]:
+    closes = bars.close[-rows - 4:]
+    returns = np.diff(np.log(bars.close))
+    return {"median_price": np.median(sliding_window_view(closes, 5), axis=1),
+            "change_1m": bars.close[-rows:] / bars.close[-rows - 1:-1] - 1,
+            "volatility_60": np.sqrt(_window_sums(returns * returns, rows)[60] / 60)}
+
+
+def _funding(bars: Bars) -> GroupFrame:
+    """A rate that is settled within a bar is known at its close. 0 stands for none, as in `Bars`."""
+    if bars.funding_rate is None:
+        return GroupFrame.empty(FUNDING)
+    settled = bars.funding_rate != 0
+    return GroupFrame(FUNDING, bars.close_time_ms[settled], bars.funding_rate[settled][:, None])
 
 
 def _price_features(bars: Bars, rows: int) -> dict[str, Floats]:
@@ -93,16 +162,6 @@ def _volume_features(volume: Floats, rows: int) -> dict[str, Floats]:
 def _day_features(event_time_ms: NDArray[np.int64]) -> dict[str, Floats]:
     angle = 2 * np.pi * (event_time_ms % DAY_MS) / DAY_MS
     return {"day_sin": np.sin(angle), "day_cos": np.cos(angle)}
-
-
-def _funding_features(rate: Floats | None, rows: int) -> dict[str, Floats]:
-    if rate is None:
-        return {"funding_rate": np.full(rows, np.nan), "funding_missing": np.ones(rows)}
-    places = np.arange(len(rate))
-    latest = np.maximum.accumulate(np.where(rate != 0, places, -LONGEST))
-    known = (places - latest)[-rows:] < LONGEST
-    value = np.where(known, rate[np.maximum(latest[-rows:], 0)], np.nan)
-    return {"funding_rate": value, "funding_missing": (~known).astype(np.float64)}
 
 
 def _window_sums(series: Floats, rows: int) -> dict[int, Floats]:

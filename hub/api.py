@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hub import status
 from hub.config import ServerConfig
 from hub.metrics import exposition
-from hub.schemas import CommandBody, DecisionRequest, OutcomeReport, Strategy
+from hub.schemas import CommandBody, DecisionRequest, OutcomeReport, ScoreBody, Strategy
 from hub.service import HubService
 from policies.errors import (
     BundleRefused,
@@ -78,6 +78,11 @@ def _decision_routes(app: FastAPI, service: HubService, bot: Any) -> None:
         return _json(await service.learn(report.model_dump()))
 
 
+    @app.post("/v1/sentiment", dependencies=[bot])
+    async def sentiment(score: ScoreBody) -> Response:
+        return _json(await service.push_score(score.model_dump()))
+
+
 def _policy_routes(app: FastAPI, service: HubService, extras: Extras, ops: Any, either: Any) -> None:
     @app.get("/v1/policies", dependencies=[either])
     async def policies() -> Response:
@@ -105,7 +110,7 @@ def _question_routes(app: FastAPI, service: HubService, extras: Extras, either: 
     @app.get("/v1/status", dependencies=[either])
     async def hub_status() -> Response:
         service.catch_up()
-        return _json(status.status(service, market))
+        return _json(status.status(service, market, await service.feature_ages()))
 
     @app.get("/v1/allocation", dependencies=[either])
     async def allocation() -> Response:
@@ -147,7 +152,7 @@ def _open_routes(app: FastAPI, service: HubService) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         service.catch_up()
-        content, kind = exposition(service)
+        content, kind = exposition(service, await service.feature_ages())
         return Response(content, media_type=kind)
 
     for route, name, kind in (("/ops", "index.html", "text/html"), ("/ops/ops.js", "ops.js", "text/javascript"),

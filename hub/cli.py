@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,28 @@ def up(options: dict[str, Any], data_dir: str | None, training: bool) -> None:
 
 
 @cli.command()
+@click.option("--data-dir", envvar="HUB_DATA_DIR", default=None, help="Recorded bars; by default the public market.")
+@click.option("--symbols", default="", help="Separated by commas; by default the configured ones.")
+@click.pass_obj
+def features(options: dict[str, Any], data_dir: str | None, symbols: str) -> None:
+    """Apply the feature repo and fill its stores; again, and it adds what is new."""
+    from hub.config import load
+    from hub.feature_job import drift_table, extents_table, fill_features
+    from hub.home import Home
+
+    home, config = Home(options["home"]), load()
+    if symbols:
+        config = replace(config, market=replace(config.market, symbols=tuple(symbols.split(","))))
+    home.create()
+    run = fill_features(home, config, data_dir, click.echo)
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console.print(extents_table(run.extents))
+    if run.drift:
+        console.print("Drift of the last whole day against the 90 days before, in nats:")
+        console.print(drift_table(run.drift))
+
+
+@cli.command()
 @click.pass_obj
 def status(options: dict[str, Any]) -> None:
     """Heads, roles, shares and gates of a running hub."""
@@ -66,6 +89,10 @@ def status(options: dict[str, Any]) -> None:
                   highlight=False)
     console.print(f"market: {hub['market']}", highlight=False)
     console.print(heads_table(found))
+    for entry in found["features"]:
+        if not entry["fresh"]:
+            console.print(f"stale: features {entry['group']} of {entry['symbol']}, {entry['age_ms'] / 1_000:.0f} s old",
+                          highlight=False)
     for entry in found["degraded"]:
         console.print(f"degraded: {entry['part']}: {entry['reason']} ({entry['count']} times)", highlight=False)
 

@@ -108,13 +108,18 @@ class ClockConfig:
 
 @dataclass(frozen=True)
 class MarketConfig:
-    """kind `auto`: files if HUB_DATA_DIR is set, else Hyperliquid's public API if it answers, else generated."""
+    """kind `auto`: files if HUB_DATA_DIR is set, else Hyperliquid's public API if it answers, else generated.
+
+    hyperliquid_url: of its API; empty is the main net's. fear_greed_url: asked once an hour while live; empty is never.
+    """
 
     kind: Literal["auto", "files", "hyperliquid", "generated"] = "auto"
     symbols: Annotated[tuple[str, ...], MinLen(1)] = ("BTC", "ETH", "SOL", "HYPE")
     seed: int = 7
     signal: Annotated[float, Ge(0), Le(10)] = 1.0
     generated_bars: Annotated[int, Ge(2_000), Le(1_000_000)] = 43_200
+    hyperliquid_url: str = ""
+    fear_greed_url: str = "https://api.alternative.me/fng/"
 
 
 @dataclass(frozen=True)

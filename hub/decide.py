@@ -8,10 +8,10 @@ computed here from the state at `as_of`. The service and `hub replay` call the s
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import DECISION_V1, SECOND_MS
 from hub.schemas import llm_view_of
 from hub.state import HubState, episode_vector
 from policies.rows import BOOK, LLM_ONLY, decision_id_of
@@ -24,29 +24,38 @@ from sentry.shield import shield
 # Roles whose heads decide on every request. A paused or halted head is not even asked.
 ASKED = (Role.PRODUCTION, Role.CHALLENGER, Role.SHADOW, Role.THROTTLED)
 
+ABSENT = "absent: never written"  # of a feature group
+
 # What the answer holds when neither a head nor the LLM said anything.
 NOTHING = Action(Direction.FLAT, 0.0, 1.0, 0.01, 0.01, 0.0, 0.5)
 
 
 @dataclass(frozen=True)
 class Features:
-    """The vector as it was read. values None: it could not be read, and `failed` says why."""
+    """The vector as it was read. values None: it could not be read, and `failed` says why.
+
+    event_time_ms: by group, of what the store holds; a group that is stale there is missing in `values`. episode: what
+    is stored of `episode_v1`, by feature.
+    """
 
     values: tuple[float, ...] | None
     event_time_ms: dict[str, int]
     failed: str = ""
+    episode: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any] | None:
         if self.values is None:
             return None
-        values = [None if value != value else value for value in self.values]
-        return {"service": DECISION_V1.name, "values": values, "event_time_ms": self.event_time_ms}
+        return {"service": DECISION_V1.name, "values": [_or_none(value) for value in self.values],
+                "event_time_ms": self.event_time_ms,
+                "episode": {name: _or_none(value) for name, value in self.episode.items()}}
 
     @classmethod
     def from_dict(cls, body: dict[str, Any] | None, failed: str = "") -> Features:
         if body is None:
             return cls(None, {}, failed)
-        return cls(tuple(float("nan") if v is None else v for v in body["values"]), body["event_time_ms"])
+        episode = {name: _or_nan(value) for name, value in body.get("episode", {}).items()}
+        return cls(tuple(map(_or_nan, body["values"])), body["event_time_ms"], episode=episode)
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,21 @@ def plan(state: HubState, request: dict[str, Any], features: Features) -> Plan:
     decision_id = decision_id_of(state.seed, request["request_id"])
     draw = role_of(decision_id, state.seed, state.epoch.roles)
     degraded = _degraded(state, request, features)
-    roles = {} if degraded else {
-        policy_id: role for policy_id, role in state.epoch.roles.roles.items() if role in ASKED}
-    return Plan(decision_id, state.position, draw, roles, tuple(degraded))
+    if degraded:
+        return Plan(decision_id, state.position, draw, {}, tuple(degraded))
+    unfit = _unfit(request, features)
+    ask, lacking = {}, []
+    for policy_id, role in state.epoch.roles.roles.items():
+        if role in ASKED:
+            needed = [group for group in state.heads[policy_id].manifest.get("required_groups", ()) if group in unfit]
+            if needed:
+                reason = f"needs features {', '.join(needed)}, which are {unfit[needed[0]]}"
+                lacking.append({"part": f"head {state.heads[policy_id].alias}", "reason": reason})
+            else:
+                ask[policy_id] = role
+    stale = [{"part": f"features {group}", "reason": f"{reason}; taken as missing"}
+             for group, reason in unfit.items() if reason != ABSENT]
+    return Plan(decision_id, state.position, draw, ask, (*stale, *lacking))
 
 
 def context_of(request: dict[str, Any], features: Features) -> Context:
@@ -166,14 +187,35 @@ def _degraded(state: HubState, request: dict[str, Any], features: Features) -> l
         return [{"part": "learning", "reason": "switched off by configuration"}]
     if features.values is None:
         return [{"part": "features", "reason": features.failed}]
-    found = []
-    for group in DECISION_V1.required_groups:
+    unfit = _unfit(request, features)
+    return [{"part": f"features {group}", "reason": unfit[group]}
+            for group in DECISION_V1.required_groups if group in unfit]
+
+
+def _unfit(request: dict[str, Any], features: Features) -> dict[str, str]:
+    """{group: why its values may not be used}, for the groups of the service that are absent, stale or not known yet.
+
+    An optional group that is absent is nothing new: a market without it has never had it. One that was there and has
+    become stale is a feed that has stopped.
+    """
+    unfit = {}
+    for group, ttl_ms in DECISION_V1.ttl_ms.items():
         age_ms = request["time_ms"] - features.event_time_ms.get(group, -(10**15))
-        if age_ms < 0:
-            found.append({"part": f"features {group}", "reason": f"event time lies {-age_ms} ms in the future"})
-        elif age_ms > DECISION_V1.ttl_ms[group]:
-            found.append({"part": f"features {group}", "reason": f"stale: older than {DECISION_V1.ttl_ms[group]} ms"})
-    return found
+        if group not in features.event_time_ms:
+            unfit[group] = ABSENT
+        elif age_ms < 0:
+            unfit[group] = f"event time lies {-age_ms} ms in the future"
+        elif age_ms > ttl_ms:
+            unfit[group] = f"stale: older than {ttl_ms / SECOND_MS:g} s"
+    return unfit
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _usable(answer: Answer) -> Answer:

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import DECISION_V1, EPISODE_V1
 from feature_repo.online import FeaturesUnavailable, OnlineReader
 from hub import decide
 from hub.api import build_api
@@ -89,8 +89,8 @@ class _Folding:
 class ParamBandits(_Folding):
     async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
         """The proposal for a strategy in a symbol's present market, or in the normal flat one, and what arms know."""
-        features = await self._features.read(symbol) if symbol else Features(None, {})
         state = self._now()
+        features = await self._features.read(symbol, state.latest_ms) if symbol else Features(None, {})
         values = features.values if features.values is not None else (math.nan,) * len(DECISION_V1)
         arms = state.params.arms(strategy, values)
         return {"strategy": strategy, "symbol": symbol, "bucket": state.params.bucket(values),
@@ -104,8 +104,8 @@ class ParamBandits(_Folding):
 class EpisodeMemory(_Folding):
     async def knn(self, symbol: str, k: int) -> dict[str, Any]:
         """Episodes like a symbol's present market, nearest first."""
-        features = await self._features.read(symbol)
         state = self._now()
+        features = await self._features.read(symbol, state.latest_ms)
         episodes = len(state.memory) if state.memory is not None else 0
         return {"symbol": symbol, "k": k, "episodes": episodes, "degraded": features.failed,
                 "neighbours": decide.neighbours(state, features, state.latest_ms, k)}
@@ -115,14 +115,14 @@ class RedisFeatures:
     """The online store with a deadline; a failure is a value, not an exception."""
 
     def __init__(self, redis_url: str, deadline_s: float) -> None:
-        self._reader = OnlineReader(redis_url, deadline_s=deadline_s)
+        self._reader = OnlineReader(redis_url, also=(EPISODE_V1,), deadline_s=deadline_s)
 
-    async def read(self, symbol: str) -> Features:
+    async def read(self, symbol: str, now_ms: int) -> Features:
         try:
-            vector = await self._reader.read(symbol)
+            vector = await self._reader.read(symbol, now_ms)
         except FeaturesUnavailable as error:
             return Features(None, {}, str(error))
-        return Features(vector.values, vector.event_time_ms)
+        return Features(vector.values, vector.event_time_ms, episode=vector.also[EPISODE_V1.name])
 
 
 class ServeHeads:
@@ -193,8 +193,8 @@ class RayWriter:
     async def expire_epoch(self, now_ms: int) -> None:
         await self._within(self._actor.expire_epoch.remote(now_ms))
 
-    async def observe(self, observation: dict[str, Any], now_ms: int) -> None:
-        await self._within(self._actor.observe.remote(**observation, now_ms=now_ms))
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return await self._within(self._actor.observe.remote(**observation, now_ms=now_ms))
 
     async def ping(self) -> dict[str, Any]:
         return await self._within(self._actor.ping.remote())
@@ -223,14 +223,17 @@ class RayWriter:
 
 
 class RayFeeder:
+    """A feeder that is away shows as stale features, which is what the decision's own check is for."""
+
     def __init__(self, live: bool) -> None:
         self._live = live
         self._actor = ray.get_actor(FEEDER, namespace=NAMESPACE)
 
     async def advance(self, now_ms: int) -> None:
-        """A feeder that is away shows as stale features, which is what the decision's own check is for."""
-        if self._live:
-            return
+        if not self._live:
+            await self.take_in(now_ms)
+
+    async def take_in(self, now_ms: int) -> None:
         try:
             await asyncio.wait_for(self._actor.advance.remote(now_ms), 1.0)
         except (TimeoutError, ray.exceptions.RayError):

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable
 
 from feature_repo.features import DECISION_V1
+from policies.bundle import Manifest
 from policies.checks import require_sound
-from policies.errors import HubError
+from policies.errors import BundleRefused, HubError
 from policies.heads import Policy, load_head
 from policies.registry import PolicyFolder
 from policies.types import Context, Proposal
@@ -26,6 +27,7 @@ class HeadRack:
         if head is None:
             bundle = self._folder.get(policy_id)
             bundle.manifest.require_feature_order(DECISION_V1.names)
+            _require_groups(bundle.manifest)
             head = load_head(bundle)
             require_sound(head)
             self._heads[policy_id] = head
@@ -45,3 +47,11 @@ class HeadRack:
         except Exception as error:  # a head is foreign code's output: whatever it raises must not reach its neighbours
             failed = f"{type(error).__name__}: {error}"
         return proposal, (time.perf_counter() - started) * 1_000, failed
+
+
+def _require_groups(manifest: Manifest) -> None:
+    """A head that needs a group which nobody serves could never be asked."""
+    unknown = [group for group in manifest.required_groups if group not in DECISION_V1.groups]
+    if unknown:
+        raise BundleRefused(f"manifest.required_groups must be of {', '.join(DECISION_V1.groups)}, "
+                            f"got {', '.join(unknown)}")

@@ -24,6 +24,8 @@ class MarketChoice:
     signal: float
     generated_bars: int
     reason: str
+    hyperliquid_url: str | None = None
+    fear_greed_url: str = ""
 
     @property
     def recorded(self) -> bool:
@@ -34,7 +36,7 @@ class MarketChoice:
         if self.kind == "generated":
             market = GeneratedMarket(self.seed, self.signal, self.symbols, self.generated_bars)
             return ChosenMarket(market, self.reason)
-        return choose_market(self.data_dir, self.kind, symbols=self.symbols)
+        return choose_market(self.data_dir, self.kind, symbols=self.symbols, hyperliquid_url=self.hyperliquid_url)
 
 
 def settle(config: HubConfig, data_dir: str | None) -> tuple[MarketChoice, Market]:
@@ -45,9 +47,11 @@ def settle(config: HubConfig, data_dir: str | None) -> tuple[MarketChoice, Marke
     if asked.kind == "generated":
         name, reason = "generated", "asked for by configuration"
     else:
-        found = choose_market(data_dir, None if asked.kind == "auto" else asked.kind, symbols=asked.symbols)
+        found = choose_market(data_dir, None if asked.kind == "auto" else asked.kind, symbols=asked.symbols,
+                              hyperliquid_url=asked.hyperliquid_url or None)
         name, reason = found.name, found.reason
-    choice = MarketChoice(name, data_dir, asked.symbols, asked.seed, asked.signal, asked.generated_bars, reason)
+    choice = MarketChoice(name, data_dir, asked.symbols, asked.seed, asked.signal, asked.generated_bars, reason,
+                          asked.hyperliquid_url or None, asked.fear_greed_url)
     # A generated market is opened anew, so that it has the configured seed, signal and length.
     return choice, choice.open() if name == "generated" else found
 

@@ -1,5 +1,5 @@
-"""`/metrics` for Prometheus, built from the fold at each scrape. Label sets are bounded: roles, parts and registered
-policies (the newest 50), never symbols, ids of decisions or free text.
+"""`/metrics` for Prometheus, built from the fold at each scrape. Label sets are bounded: roles, parts, configured
+symbols, feature groups and registered policies (the newest 50), never ids of decisions or free text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from hub.status import percentiles
+from hub.status import feature_ages, percentiles
 from policies.types import Judgement
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 MOST_POLICIES = 50
 
 
-def exposition(service: HubService) -> tuple[bytes, str]:
+def exposition(service: HubService, ages: dict[str, dict[str, int] | None]) -> tuple[bytes, str]:
     """(body, content type)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_HubCollector(service))
+    registry.register(_HubCollector(service, ages))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _HubCollector(Collector):
-    def __init__(self, service: HubService) -> None:
-        self._service = service
+    def __init__(self, service: HubService, ages: dict[str, dict[str, int] | None]) -> None:
+        self._service, self._ages = service, ages
 
     def collect(self) -> Iterator[Metric]:
         state, seen = self._service.state, self._service.seen
@@ -55,6 +55,15 @@ class _HubCollector(Collector):
         yield CounterMetricFamily("hub_conflicts", "Decisions made again after a conflict", value=seen.conflicts)
         yield from self._latency()
         yield from self._heads()
+        yield from self._features()
+
+    def _features(self) -> Iterator[Metric]:
+        yield _gauge("hub_features_readable", "1 if the online store answers",
+                     float(all(groups is not None for groups in self._ages.values())))
+        age = GaugeMetricFamily("hub_feature_age_seconds", "Since the newest row", labels=["symbol", "group"])
+        for entry in feature_ages(self._ages):
+            age.add_metric([entry["symbol"], entry["group"]], entry["age_ms"] / 1_000)
+        yield age
 
     def _latency(self) -> Iterator[Metric]:
         for name, value in percentiles(list(self._service.seen.latencies_ms)).items():

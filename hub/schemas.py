@@ -77,6 +77,16 @@ class OutcomeReport(Strict):
     direction: Literal["long", "short"] | None = None
 
 
+class ScoreBody(Strict):
+    """Sentiment of one source on one symbol, as the bot scored it. time_ms: when it was scored; None is now."""
+
+    source: Literal["reddit", "twitter", "polymarket"]
+    symbol: Symbol
+    time_ms: TimeMs | None = None
+    score: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False, strict=True)]
+    confidence: Fraction
+
+
 class CommandBody(Strict):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
     command_id: Identifier | None = None

@@ -22,7 +22,7 @@ from hub import decide
 from hub.config import ServerConfig
 from hub.decide import Answer, Features
 from hub.state import HubState, catch_up
-from policies.clock import Clock
+from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
 from policies.types import Context, Role
@@ -35,7 +35,7 @@ MOST_REASONS = 500  # of degraded parts that are counted one by one
 
 
 class FeatureSource(Protocol):
-    async def read(self, symbol: str) -> Features: ...
+    async def read(self, symbol: str, now_ms: int) -> Features: ...
 
 
 class Heads(Protocol):
@@ -57,7 +57,7 @@ class Writer(Protocol):
 
     async def expire_epoch(self, now_ms: int) -> None: ...
 
-    async def observe(self, observation: dict[str, Any], now_ms: int) -> None: ...
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> dict[str, Any]: ...
 
     async def ping(self) -> dict[str, Any]: ...
 
@@ -67,6 +67,10 @@ class Writer(Protocol):
 class Feeder(Protocol):
     async def advance(self, now_ms: int) -> None:
         """Bring the online store to the clock; in live mode the feeder runs by itself and this returns at once."""
+        ...
+
+    async def take_in(self, now_ms: int) -> None:
+        """Bring what the ledger has recorded for the feeder into the online store."""
         ...
 
 
@@ -125,13 +129,19 @@ class HubService:
         self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
         for entry in answer["degraded"]:
             self.seen.count_degraded(entry["part"], entry["reason"])
-        await self._observe_parts({entry["part"]: entry["reason"] for entry in answer["degraded"]}, time_ms)
+        await self._observe_parts({entry["part"]: entry["reason"] for entry in answer["degraded"]}, asked["symbol"],
+                                  time_ms)
         return answer
 
-    async def _observe_parts(self, degraded: dict[str, str], now_ms: int) -> None:
-        """Record when a part begins or ceases to be degraded. Not heads: their failures are in the decisions."""
-        now = {part: reason for part, reason in degraded.items() if not part.startswith("head ")}
-        before = self.state.degraded.keys()
+    async def _observe_parts(self, degraded: dict[str, str], symbol: str, now_ms: int) -> None:
+        """Record when a part begins or ceases to be degraded. Not heads: their failures are in the decisions.
+
+        A group of features is a part per symbol, "features bars of BTC".
+        """
+        now = {_part_of(part, symbol): reason for part, reason in degraded.items() if not part.startswith("head ")}
+        others = {part for part in self.state.degraded
+                  if part.startswith("features ") and not part.endswith(f" of {symbol}")}
+        before = self.state.degraded.keys() - others
         changed = [("degraded", part, now[part]) for part in now.keys() - before]
         changed += [("recovered", part, "") for part in before - now.keys()]
         for what, part, reason in sorted(changed):
@@ -165,7 +175,7 @@ class HubService:
 
     async def _attempt(self, request: dict[str, Any], request_hash: str) -> dict[str, Any] | None:
         """One try: the answer, or None if something that decides who may act came in between."""
-        features = await self._features.read(request["symbol"])
+        features = await self._features.read(request["symbol"], request["time_ms"])
         self.catch_up()
         planned = decide.plan(self.state, request, features)
         answers: dict[str, Answer] = {}
@@ -223,6 +233,20 @@ class HubService:
         self.catch_up()
         return answer
 
+    async def push_score(self, pushed: dict[str, Any]) -> dict[str, Any]:
+        """Record a ScoreBody (as a dict). From the answer on, decisions of its symbol see it."""
+        self.require_symbol(pushed["symbol"])
+        now_ms = self.clock.now_ms()
+        time_ms = now_ms if pushed["time_ms"] is None else pushed["time_ms"]
+        if time_ms > now_ms + (LIVE_TOLERANCE_MS if self.clock.mode == "live" else 0):
+            raise InvalidInput("time_ms", f"<= {now_ms}, the hub's clock", time_ms)
+        score = {**pushed, "time_ms": min(time_ms, now_ms)}
+        key = "/".join(["sentiment", *(str(score[name]) for name in ("source", "symbol", "time_ms"))])
+        answer = await self.writer.observe({"what": "sentiment", "policy_id": None, "figure": score["score"],
+                                            "detail": score, "key": key}, now_ms)
+        await self._feeder.take_in(now_ms)
+        return {"accepted": answer["accepted"], "key": key, "position": answer["position"]}
+
     async def command(self, command: str, policy: str, reason: str, command_id: str) -> dict[str, Any]:
         self.catch_up()
         policy_id = policy if policy == BOOK else self.policy_id_of(policy)
@@ -249,8 +273,16 @@ class HubService:
             parts["sentry"] = bool(await self.writer.ping())
         except WriterUnavailable:
             parts["sentry"] = False
-        parts["features"] = (await self._features.read(self.symbols[0])).values is not None
+        parts["features"] = (await self._features.read(self.symbols[0], self.clock.now_ms())).values is not None
         return {"ready": all(parts.values()), "parts": parts, "position": self.state.position}
+
+    async def feature_ages(self) -> dict[str, dict[str, int] | None]:
+        """{symbol: {group: age in ms on the hub's clock}} of what the online store holds; None if it cannot be read."""
+        now_ms = self.clock.now_ms()
+        found = await asyncio.gather(*(self._features.read(symbol, now_ms) for symbol in self.symbols))
+        return {symbol: None if features.values is None else
+                {group: now_ms - event_ms for group, event_ms in features.event_time_ms.items()}
+                for symbol, features in zip(self.symbols, found, strict=True)}
 
     def policy_id_of(self, name: str) -> str:
         """A policy by id, by the first 8 or more digits of it, or by alias (the newest of that alias)."""
@@ -275,6 +307,10 @@ class HubService:
         if held != parent:
             raise InvalidInput("parent_decision_id", f"the decision that holds the slot, {held or 'which is free'}",
                                parent)
+
+
+def _part_of(part: str, symbol: str) -> str:
+    return f"{part} of {symbol}" if part.startswith("features ") else part
 
 
 def answer_of(decision_id: str, body: dict[str, Any], position: int | None) -> dict[str, Any]:

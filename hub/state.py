@@ -31,6 +31,9 @@ from router.thompson import Candidate, EpochRoles, draw_roles
 from sentry.gates import BookBreaker, Finding, Gates
 from sentry.ledger import EpisodeRecord, LedgerReader
 
+# What the memory's vectors are: the scaled features themselves, which is the embedder "none".
+EMBEDDER = f"{DECISION_V1.name}/none"
+
 # Trades whose outcome can still be revised. A revision of an older one is recorded but learnt from no more.
 REVISABLE_TRADES = 100_000
 
@@ -280,7 +283,7 @@ class HubState:
             self.params.forget(strategy, trade["bucket"], taken.learnt.credited, taken.learnt.reward)
         self.allocation.update(strategy, reward)
         taken.learnt = Learnt(reward, self.params.learn(strategy, trade["bucket"], trade["executed"], reward))
-        if self.memory is not None and trade["features"] is not None:
+        if self.memory is not None and _of_this_service(trade["features"]):
             summary = EpisodeSummary(trade["symbol"], strategy, trade["direction"], net_return,
                                      parts[-1].exit_reason, now_ms)
             self.memory.add(decision_id, episode_vector(trade["features"]), summary)
@@ -373,18 +376,20 @@ class HubState:
             "direction": action["direction"], "leverage": action["leverage"], "bucket": body["bucket"],
             "executed": {name: action[name] for name in ("leverage", "tp_pct", "sl_pct", "min_conf")},
             "features": None if body["features"] is None else body["features"]["values"],
+            "episode": None if body["features"] is None else episode_features(body),
         }
 
     def episode(self, row: Row) -> EpisodeRecord | None:
         """The episode that an outcome row completes, as the ledger's tables keep it."""
         outcome, trade = row.body["outcome"], row.body["trade"]
-        if not outcome["final"] or trade["features"] is None:
+        if not outcome["final"] or not _of_this_service(trade["features"]):
             return None
         decision = {name: trade[name] for name in ("policy_id", "acts", "direction", "leverage", "bucket", "executed")}
+        decision["context"] = trade.get("episode")
         return EpisodeRecord(
             id=outcome["decision_id"], timestamp_ms=row.at_ms, strategy=trade["strategy"], symbol=trade["symbol"],
             features=dict(zip(DECISION_V1.names, trade["features"], strict=True)), decision=decision, outcome=outcome,
-            vector=episode_vector(trade["features"]).tobytes(), version=f"{DECISION_V1.name}/none",
+            vector=episode_vector(trade["features"]).tobytes(), version=EMBEDDER,
             config_hash=self.config_hash)
 
 
@@ -405,6 +410,19 @@ def episode_vector(features: list[float | None]) -> np.ndarray:
     """The memory's vector of a recorded feature list: normalised, float32, missing values neutral."""
     values = np.array([np.nan if value is None else value for value in features], dtype=np.float64)
     return normalise(values, DECISION_V1.scales)
+
+
+def _of_this_service(features: list[float | None] | None) -> bool:
+    """Whether the memory can hold it. A ledger that began under another list of features keeps those as rows only."""
+    return features is not None and len(features) == len(DECISION_V1)
+
+
+def episode_features(decision: dict[str, Any]) -> dict[str, float | None]:
+    """`episode_v1` of a decision's row: what was stored, the account as the request had it, the weights as answered."""
+    portfolio = decision["request"]["portfolio"]
+    return {**decision["features"]["episode"], "current_leverage": portfolio["current_leverage"],
+            "unrealised_pnl_pct": portfolio["unrealised_pnl"] / portfolio["equity"],
+            **{f"weight_{strategy}": weight for strategy, weight in decision["weights"].items()}}
 
 
 def _verdict(policy_id: str, finding: Finding, head: HeadState | None, caused_by: int) -> NewRow:

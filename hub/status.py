@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feature_repo.features import DECISION_V1
 from hub import decide
 from hub.state import HeadState, HubState
 from policies.rows import LLM_ONLY
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from hub.service import HubService
 
 
-def status(service: HubService, market: str) -> dict[str, Any]:
+def feature_ages(ages: dict[str, dict[str, int] | None]) -> list[dict[str, Any]]:
+    """One entry per symbol and group of `decision_v1` that was ever written: a feed that dies is seen by its age."""
+    return [{"symbol": symbol, "group": group, "age_ms": age_ms, "ttl_ms": DECISION_V1.ttl_ms[group],
+             "fresh": 0 <= age_ms <= DECISION_V1.ttl_ms[group], "required": group in DECISION_V1.required_groups}
+            for symbol, groups in ages.items() for group, age_ms in (groups or {}).items()
+            if group in DECISION_V1.groups]
+
+
+def status(service: HubService, market: str, ages: dict[str, dict[str, int] | None]) -> dict[str, Any]:
     state, seen = service.state, service.seen
     config = state.config
     return {
@@ -33,6 +42,7 @@ def status(service: HubService, market: str) -> dict[str, Any]:
         "degraded": [{"part": part, "reason": reason, "count": count}
                      for (part, reason), count in seen.degraded.most_common(20)],
         "degraded_now": [{"part": part, "reason": reason} for part, reason in sorted(state.degraded.items())],
+        "features": feature_ages(ages),
         "book": {"peak_equity": finite(state.book.peak_equity), "equity": finite(state.book.equity),
                  "drawdown_percent": finite(state.book.drawdown_percent), "no_new_risk": state.book.tripped},
         "latency_ms": percentiles(list(seen.latencies_ms)),

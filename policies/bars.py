@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,17 @@ class Bars:
         funding = None if self.funding_rate is None else self.funding_rate[part]
         return Bars(self.symbol, self.interval_ms, self.open_time_ms[part], self.open[part], self.high[part],
                     self.low[part], self.close[part], self.volume[part], funding)
+
+    def followed_by(self, later: Bars) -> Bars:
+        """These bars and later ones of the same symbol; both have funding rates or neither."""
+        funding = None
+        if self.funding_rate is not None and later.funding_rate is not None:
+            funding = np.concatenate([self.funding_rate, later.funding_rate])
+        def joined(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(self, name), getattr(later, name)])
+
+        return Bars(self.symbol, self.interval_ms, joined("open_time_ms"), joined("open"), joined("high"),
+                    joined("low"), joined("close"), joined("volume"), funding)
 
     def between(self, start_ms: int, stop_ms: int) -> Bars:
         """Bars whose open time lies in [start_ms, stop_ms)."""

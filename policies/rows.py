@@ -13,7 +13,9 @@ decision       key decision_id    see `hub.decide`: request, features, as_of, ep
 outcome        key id/part/rev    outcome (the Outcome as a dict), origin ("hub", or "bot" for the bot's own trades),
                                   trade, supersedes (the highest revision of the part recorded before, or null)
 verdict        key position       policy_id or "book", judgement, rule, figure, limit, trades, caused_by
-observation    key position       what, policy_id, figure, detail: what cannot be folded from outcomes
+observation    key position, or the sender's own
+                                  what, policy_id, figure, detail: what cannot be folded from outcomes; of "sentiment"
+                                  key sentiment/source/symbol/time_ms, figure score, detail the rest of it
 
 `trade` is what an outcome's row repeats of its decision, so that it can be folded alone: symbol, strategy, policy_id,
 acts, decided_ms, direction and leverage (of the hub's action if it acts, else of the LLM's), executed (the levels, by

@@ -83,9 +83,9 @@ class SentryShell:
         answer, position = self._one(expire)
         return {"expired": answer is not None, "position": position}
 
-    def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any,
-                      now_ms: int) -> dict[str, Any]:
-        return asdict(self._one(partial(self._sentry.observe, what, policy_id, figure, detail, now_ms)))
+    def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any, now_ms: int,
+                key: str | None = None) -> dict[str, Any]:
+        return asdict(self._one(partial(self._sentry.observe, what, policy_id, figure, detail, now_ms, key)))
 
     def ping(self) -> dict[str, Any]:
         """Answered after a transaction, like a commit: it shows that one would be answered."""

@@ -298,9 +298,14 @@ class PolicySentry:
         return CommandAnswer("recorded", written[-1].position)
 
     def observe(self, what: str, policy_id: str | None, figure: float | None, detail: Any,
-                now_ms: int) -> CommandAnswer:
-        """Record what cannot be folded from outcomes. figure: finite, in the unit that `what` names."""
+                now_ms: int, key: str | None = None) -> CommandAnswer:
+        """Record what cannot be folded from outcomes. figure: finite, in the unit that `what` names.
+
+        key: under which it is recorded once; the same again is a duplicate, another content a ContentConflict.
+        """
         body = {"what": what, "policy_id": policy_id, "figure": figure, "detail": detail}
+        if key is not None:
+            return self._once(NewRow("observation", key, body), tuple(body), now_ms)
         row = self._operate(lambda: self._record(NewRow("observation", None, body), now_ms))[0]
         return CommandAnswer("recorded", row.position)
 

@@ -38,18 +38,23 @@ class FeatureRows:
     event_time_ms: NDArray[np.int64]
     values: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.event_time_ms)
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Labelled rows in the order of (time, symbol).
 
     symbol: (N,) names. event_time_ms: int64 (N,), when the row was known. values: float64 (N, F).
+    known_ms: int64 (N,), when both trades of the label were over, later than event_time_ms.
     classes: int8 (N,), SHORT, FLAT or LONG. long_return, short_return: float64 (N,), net return on margin, >= -1.
     """
 
     symbol: NDArray[np.str_]
     event_time_ms: NDArray[np.int64]
     values: NDArray[np.float64]
+    known_ms: NDArray[np.int64]
     classes: NDArray[np.int8]
     long_return: NDArray[np.float64]
     short_return: NDArray[np.float64]
@@ -58,8 +63,7 @@ class Dataset:
         return len(self.classes)
 
     def take(self, places: NDArray[np.bool_] | NDArray[np.int64]) -> Dataset:
-        return Dataset(self.symbol[places], self.event_time_ms[places], self.values[places], self.classes[places],
-                       self.long_return[places], self.short_return[places])
+        return Dataset(*(getattr(self, name)[places] for name in Dataset.__annotations__))
 
 
 def rows_by_symbol(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, FeatureRows]:
@@ -83,19 +87,26 @@ def label_rows(bars: Bars, rows: FeatureRows, brackets: Brackets, costs: Costs) 
     entry = np.searchsorted(bars.open_time_ms, rows.event_time_ms)
     usable = entry < len(bars)
     usable[usable] = bars.open_time_ms[entry[usable]] == rows.event_time_ms[usable]
-    entry, known_ms = entry[usable], rows.event_time_ms[usable]
-    over = np.ones(len(entry), dtype=bool)
+    entry, decided_ms = entry[usable], rows.event_time_ms[usable]
+    over, known_ms = np.ones(len(entry), dtype=bool), decided_ms.copy()
     returns = []
     for sign in (1, -1):
         fills = simulate_brackets(bars, entry, sign, brackets.leverage, brackets.tp_pct, brackets.sl_pct,
                                   brackets.horizon_bars, costs)
         over &= fills.finished
-        over &= bars.close_time_ms[fills.exit_index] - known_ms <= brackets.horizon_bars * bars.interval_ms
+        exit_ms = bars.close_time_ms[fills.exit_index]
+        over &= exit_ms - decided_ms <= brackets.horizon_bars * bars.interval_ms
+        known_ms = np.maximum(known_ms, exit_ms)
         returns.append(fills.net_return_on_margin)
     long, short = returns[0][over], returns[1][over]
-    classes = np.where(np.maximum(long, short) <= 0, FLAT, np.where(long >= short, LONG, SHORT)).astype(np.int8)
-    symbols = np.full(len(classes), bars.symbol)
-    return Dataset(symbols, known_ms[over], rows.values[usable][over], classes, long, short)
+    return Dataset(np.full(len(long), bars.symbol), decided_ms[over], rows.values[usable][over], known_ms[over],
+                   classes_of(long, short), long, short)
+
+
+def classes_of(long_return: NDArray[np.float64], short_return: NDArray[np.float64]) -> NDArray[np.int8]:
+    """(N,) the direction that earned more, FLAT where neither earned anything."""
+    better = np.where(long_return >= short_return, LONG, SHORT)
+    return np.where(np.maximum(long_return, short_return) <= 0, FLAT, better).astype(np.int8)
 
 
 def build_dataset(bars: Mapping[str, Bars], rows: Mapping[str, FeatureRows], required: NDArray[np.bool_],

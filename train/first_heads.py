@@ -20,13 +20,14 @@ from typing import Annotated
 import click
 import numpy as np
 from annotated_types import Ge, Le
-from numpy.typing import NDArray
 
-from feature_repo.features import DECISION_V1
+from feature_repo.definitions import LABEL_NAMES
+from feature_repo.features import BARS, DECISION_V1
 from feature_repo.generated import GeneratedMarket
 from feature_repo.market import KINDS, ChosenMarket, Market, choose_market
-from feature_repo.store import FeatureRepo
-from feature_repo.transforms import LOOKBACK_BARS, compute_features
+from feature_repo.sources import FrameSource, gathered, sources_of
+from feature_repo.store import FeatureRepo, LabelRows
+from feature_repo.transforms import LOOKBACK_BARS
 from policies.bars import Bars
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.checks import require_sound
@@ -35,7 +36,15 @@ from policies.fills import Costs
 from policies.heads import load_head
 from train.backtest import BacktestReport, backtest
 from train.catboost import CatBoostSettings, train_catboost
-from train.dataset import Brackets, FeatureRows, build_dataset, rows_by_symbol, split_by_time
+from train.dataset import (
+    Brackets,
+    Dataset,
+    FeatureRows,
+    build_dataset,
+    classes_of,
+    rows_by_symbol,
+    split_by_time,
+)
 from train.tracking import code_version, log_training
 
 EXPERIMENT = "first_heads"
@@ -68,23 +77,24 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
     """
     settings = settings or FirstHeadsSettings()
     bars = _bars_until(market, symbols or market.symbols, until_ms, settings.lookback_bars)
+    repo.apply()
     rows = {}
     for symbol, run in bars.items():
-        frame = compute_features(run)
-        repo.write_offline(symbol, frame)
-        rows[symbol] = FeatureRows(frame.event_time_ms, frame.values)
-        progress(f"features: {symbol}, {len(frame)} rows")
-    repo.apply()
-    times = _thinned(rows, settings.training_rows)
-    joined = rows_by_symbol(repo.training_frame(list(rows), times), DECISION_V1.names)
+        rows[symbol] = _joined(repo, sources_of(market), run)
+        progress(f"features: {symbol}, {len(rows[symbol])} rows joined point in time")
     template = _template(market, list(bars), settings)
     required = np.array([name not in template.optional_features for name in template.features])
-    dataset = build_dataset(bars, joined, required, settings.brackets, settings.costs)
-    progress(f"dataset: {len(dataset)} rows joined point in time; short, flat, long: "
+    dataset = build_dataset(bars, _thinned(rows, settings.training_rows), required, settings.brackets, settings.costs)
+    progress(f"dataset: {len(dataset)} rows; short, flat, long: "
              f"{np.bincount(dataset.classes, minlength=3).tolist()}")
     embargo_ms = (settings.brackets.horizon_bars + 1) * next(iter(bars.values())).interval_ms
     shares = (settings.fit_share, settings.validation_share, 1 - settings.fit_share - settings.validation_share)
-    fit, validation, held_out = split_by_time(dataset, shares, embargo_ms)
+    bracket = _bracket_name(settings)
+    _keep_labels(repo, dataset, bracket)
+    slices = split_by_time(dataset, shares, embargo_ms)
+    ends_ms = [*(int(later.event_time_ms[0]) for later in slices[1:]), int(dataset.known_ms.max())]
+    fit, validation, held_out = (_as_known(repo, part, bracket, end_ms)
+                                 for part, end_ms in zip(slices, ends_ms, strict=True))
     unseen = {symbol: _since(part, int(held_out.event_time_ms[0])) for symbol, part in rows.items()}
     baseline = _momentum_bundle(template, settings)
     trained = train_catboost(fit, validation, replace(template, alias="catboost_v1"), settings.brackets,
@@ -119,11 +129,44 @@ def _bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lo
     return bars
 
 
-def _thinned(rows: Mapping[str, FeatureRows], limit: int) -> NDArray[np.int64]:
-    """Evenly spaced event times, so that all symbols together have at most about `limit` rows."""
-    times = np.unique(np.concatenate([part.event_time_ms for part in rows.values()]))
-    step = -(-len(times) * len(rows) // limit)
-    return times[::step]
+def _joined(repo: FeatureRepo, sources: Sequence[FrameSource], run: Bars) -> FeatureRows:
+    """A row for each bar that has features, with everything that was known at its close, by the feature repo's join."""
+    start_ms, stop_ms = int(run.open_time_ms[0]), int(run.close_time_ms[-1])
+    frames = gathered(sources, run.symbol, start_ms, stop_ms)
+    for frame in frames.values():
+        if len(frame):
+            repo.append(run.symbol, frame, stop_ms)
+    times = frames[BARS].event_time_ms
+    table = repo.training_frame([run.symbol], times[times >= start_ms])
+    return rows_by_symbol(table, DECISION_V1.names)[run.symbol]
+
+
+def _bracket_name(settings: FirstHeadsSettings) -> str:
+    """What distinguishes these labels from those of another trade on the same bar."""
+    return ",".join(f"{name}={value:g}" for part in (settings.brackets, settings.costs)
+                    for name, value in asdict(part).items())
+
+
+def _keep_labels(repo: FeatureRepo, dataset: Dataset, bracket: str) -> None:
+    for symbol in np.unique(dataset.symbol):
+        own = dataset.take(dataset.symbol == symbol)
+        returns = np.column_stack([own.long_return, own.short_return])
+        repo.append_labels(LabelRows(str(symbol), bracket, own.event_time_ms, own.known_ms, returns),
+                           int(own.known_ms.max()))
+
+
+def _as_known(repo: FeatureRepo, part: Dataset, bracket: str, as_of_ms: int) -> Dataset:
+    """The rows whose label the feature repo knew at as_of_ms, with that label."""
+    table = repo.labels(part.symbol.tolist(), part.event_time_ms, bracket, as_of_ms)
+    long, short = (table[name].to_numpy(np.float64) for name in LABEL_NAMES)
+    labelled = replace(part, long_return=long, short_return=short, classes=classes_of(long, short))
+    return labelled.take(np.isfinite(long) & np.isfinite(short))
+
+
+def _thinned(rows: Mapping[str, FeatureRows], limit: int) -> dict[str, FeatureRows]:
+    """Every so many rows of each symbol, so that all together are about `limit`."""
+    step = -(-sum(map(len, rows.values())) // limit)
+    return {symbol: FeatureRows(part.event_time_ms[::step], part.values[::step]) for symbol, part in rows.items()}
 
 
 def _since(rows: FeatureRows, start_ms: int) -> FeatureRows:
@@ -133,11 +176,10 @@ def _since(rows: FeatureRows, start_ms: int) -> FeatureRows:
 
 def _template(market: Market, symbols: list[str], settings: FirstHeadsSettings) -> Manifest:
     """What both manifests share, in the kind that needs no files."""
-    optional = tuple(name for group in DECISION_V1.optional_groups for name in DECISION_V1.groups[group])
     return Manifest(
         kind="momentum_rule", alias="template", features=DECISION_V1.names, feature_service=DECISION_V1.name,
         required_groups=DECISION_V1.required_groups, optional_groups=DECISION_V1.optional_groups,
-        optional_features=optional,
+        optional_features=DECISION_V1.may_be_missing,
         trained_on={"market": market.describe(), "symbols": symbols, "code_version": code_version(),
                     "lookback_bars": settings.lookback_bars, "costs": asdict(settings.costs)})
 

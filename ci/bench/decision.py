@@ -1,8 +1,8 @@
 """A full decision over HTTP, against a no-op on Serve.
 
-The hub checks the token and the schema, reads 40 features from Redis, draws a role, asks two heads in processes of
-their own, finds the nearest of 50,000 episodes, draws parameters, applies the shield and commits durably
-(synchronous=FULL). The peer and the floor do nothing at all; see `ci.bench.engines`.
+The hub checks the token and the schema, reads the features of `decision_v1` and `episode_v1` from Redis, draws a role,
+asks two heads in processes of their own, finds the nearest of 50,000 episodes, draws parameters, applies the shield and
+commits durably (synchronous=FULL). The peer and the floor do nothing at all; see `ci.bench.engines`.
 
 One at a time is up and loaded, in the order peer, hub, floor, floor, hub, peer and again, so that a machine that grows
 slower or faster favours none of them.
@@ -28,9 +28,9 @@ import psutil
 
 from ci.bench.engines import serving
 from ci.bench.load import ID_PLACE, Load, Timings, get, measure, post
-from ci.bench.report import Finding, Runs
 from ci.bench.setting import NO_OP_PATH, configuration, requests_at
-from feature_repo.features import MINUTE_MS
+from ci.report import Aim, BenchRow, Side, compared
+from feature_repo.features import DECISION_V1, MINUTE_MS
 from hub import engine
 from hub.home import Home
 from hub.market import replay_range, settle
@@ -38,7 +38,9 @@ from hub.market import replay_range, settle
 WORK = "A full decision over HTTP"
 PEER = "a no-op on Serve's default settings"
 FLOOR = "a no-op on Serve behind HAProxy, throughput optimised"
-AIM = 0.5  # the least ratio to the peer
+HUB = "the hub's decision"
+AIM = Aim(least_to_peer=0.5)
+HEADS = 2
 
 KINDS = ("peer", "hub", "floor")
 CLIENTS = (1, 16)
@@ -71,11 +73,11 @@ class Measured:
     def add(self, kind: str, clients: int, timings: Timings) -> None:
         self.timings.setdefault((kind, clients), []).append(timings)
 
-    def p50_ms(self, kind: str) -> Runs:
-        return Runs([statistics.median(one.latencies_ms) for one in self.timings[kind, CLIENTS[0]]])
+    def p50_ms(self, kind: str) -> list[float]:
+        return [statistics.median(one.latencies_ms) for one in self.timings[kind, CLIENTS[0]]]
 
-    def per_second(self, kind: str) -> Runs:
-        return Runs([one.per_second for one in self.timings[kind, CLIENTS[-1]]])
+    def per_second(self, kind: str) -> list[float]:
+        return [one.per_second for one in self.timings[kind, CLIENTS[-1]]]
 
     def partial_share(self) -> float:
         """Of the hub's answers, how many were degraded in some part."""
@@ -83,15 +85,27 @@ class Measured:
         return sum(one.partial for one in found) / sum(len(one.latencies_ms) for one in found)
 
 
-def findings(measured: Measured) -> list[Finding]:
-    compared = ((f"{WORK}: p50, one client", "ms", measured.p50_ms),
-                (f"{WORK}: requests/s, {CLIENTS[-1]} clients", "1/s", measured.per_second))
-    return [Finding(work, unit, PEER, FLOOR, AIM, figure("hub"), figure("peer"), figure("floor"))
-            for work, unit, figure in compared]
-
-
-def run(extent: Extent, say: Say) -> Measured:
+def run(say: Say, extent: Extent) -> list[BenchRow]:
     """Measure all three. Takes some minutes; what it started and wrote is gone afterwards."""
+    measured = _measured(extent, say)
+    say(f"degraded answers: {measured.partial_share():.2%}; "
+        f"busy before a load: {statistics.median(measured.busy_percent):.0f} % in the median")
+    return rows(measured, extent)
+
+
+def rows(measured: Measured, extent: Extent) -> list[BenchRow]:
+    """The cost of one decision, and how many there can be."""
+    busy = measured.busy_percent
+    detail = {"episodes": extent.episodes, "heads": HEADS, "features": len(DECISION_V1),
+              "seconds_a_run": extent.seconds, "degraded_share": measured.partial_share(),
+              "busy_percent_before_a_load": {"median": statistics.median(busy), "max": max(busy)}}
+    compare = ((f"{WORK}: p50, one client", "ms", measured.p50_ms),
+               (f"{WORK}: requests/s, {CLIENTS[-1]} clients", "1/s", measured.per_second))
+    return [compared(work, unit, Side(HUB, figures("hub")), Side(PEER, figures("peer")), Side(FLOOR, figures("floor")),
+                     AIM, detail=detail) for work, unit, figures in compare]
+
+
+def _measured(extent: Extent, say: Say) -> Measured:
     with ExitStack() as stack:
         folder = stack.enter_context(_folder())
         log = stack.enter_context((folder / "bench.log").open("w"))

@@ -15,9 +15,8 @@ Needs httpx and the standard library. All methods may be called from any thread.
 """
 
 from hub.client.advice import LLM_ONLY, Advice, Degraded, Limits, put_learning_memory
-from hub.client.breaker import Backoff, Breaker
 from hub.client.hub_client import Delivery, HubClient, OwnTrade
 from hub.client.outbox import Outbox
 
-__all__ = ["LLM_ONLY", "Advice", "Backoff", "Breaker", "Degraded", "Delivery", "HubClient", "Limits", "Outbox",
+__all__ = ["LLM_ONLY", "Advice", "Degraded", "Delivery", "HubClient", "Limits", "Outbox",
            "OwnTrade", "put_learning_memory"]

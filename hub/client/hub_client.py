@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from hub.client.advice import Advice, Degraded, Limits, Unusable, advice_of
-from hub.client.breaker import Backoff, Breaker
 from hub.client.outbox import Outbox
 from hub.client.wire import Wire
+from policies.breaker import Backoff, Breaker
 from policies.types import Direction, LlmView, Outcome
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,20 @@ class HubClient:
             return Delivery(refused=1, pending=self._outbox.pending())
         self._outbox.put(body)
         return self._deliver() if self._backoff.over() else Delivery(pending=self._outbox.pending())
+
+    def push_score(self, source: str, symbol: str, score: float, confidence: float,
+                   time_ms: int | None = None) -> str:
+        """Tell the hub a sentiment: source reddit, twitter or polymarket, score -1..1, confidence 0..1.
+
+        "" when it is recorded, and every decision from then on sees it; else why it is not. Never raises, and is not
+        kept in the outbox: a mood is soon over. With a time_ms, the same score again is recorded once.
+        """
+        try:
+            body = _encoded({"source": source, "symbol": symbol, "score": score, "confidence": confidence,
+                             "time_ms": time_ms})
+        except (TypeError, ValueError) as error:
+            return f"not valid JSON: {error}"
+        return self._wire.post("/v1/sentiment", body, self._timeout_s).reason
 
     def flush(self, within_s: float = 0.0) -> Delivery:
         """Deliver what waits, oldest first, trying again with backoff until all is delivered or within_s is over.

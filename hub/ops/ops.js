@@ -94,6 +94,7 @@ function show(status, audit) {
   showBook(status.book || {});
   showAllocation(status.allocation || {});
   showDegraded(status.degraded || []);
+  showFeatures(status.features || []);
   showAudit(audit, status.heads || []);
 }
 
@@ -240,6 +241,23 @@ function showDegraded(rows) {
     return item;
   });
   byId("degraded").replaceChildren(...(items.length ? items : [element("li", "Nothing. Every part does its work.", "muted")]));
+}
+
+// One row per symbol: the age of each group that was ever written; a group past its ttl says so.
+function showFeatures(rows) {
+  const bySymbol = new Map();
+  rows.forEach((row) => {
+    const text = `${row.group} ${age(row.age_ms)}${row.fresh ? "" : " stale"}`;
+    bySymbol.set(row.symbol, [...(bySymbol.get(row.symbol) || []), text]);
+  });
+  showPairs(byId("features"), bySymbol.size ? [...bySymbol].map(([symbol, groups]) => [symbol, groups.join(", ")])
+    : [["online store", "empty or away"]]);
+}
+
+function age(ms) {
+  const seconds = Math.round(ms / 1000);
+  if (Math.abs(seconds) < 120) return `${seconds} s`;
+  return Math.abs(seconds) < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
 function showAudit(audit, heads) {

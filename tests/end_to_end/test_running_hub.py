@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import redis
 from plain_hub import momentum_bundle
 from running_hub import RunningHub
 
@@ -56,6 +58,13 @@ def told(hub: RunningHub) -> dict[str, Any]:
     return {"heads": status["heads"], "book": status["book"], "allocation": status["allocation"],
             "decisions": status["hub"]["decisions"], "outcomes": status["hub"]["outcomes"],
             "params": hub.get("/v1/params/momentum?symbol=BTC"), "memory": hub.get("/v1/memory/knn?symbol=BTC&k=8")}
+
+
+def until(true: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 20.0
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
 
 
 def outcome_rows(hub: RunningHub) -> list[str]:
@@ -105,7 +114,36 @@ def test_no_decision_reads_a_feature_from_its_future(running_hub: RunningHub) ->
         seen += 1
     reader.close()
     assert seen > 0
-    assert len(DECISION_V1) == 40
+
+
+def test_a_score_that_was_acknowledged_is_seen_by_the_next_decision_and_by_training_sets(
+        running_hub: RunningHub) -> None:
+    now_ms = running_hub.get("/v1/status")["hub"]["now_ms"]
+    score = {"source": "twitter", "symbol": "ETH", "score": -0.25, "confidence": 0.75}
+    assert running_hub.post("/v1/sentiment", **score).json()["accepted"] == "recorded"
+    decided = running_hub.post("/v1/decisions", **asked("ETH")).json()
+    reader = LedgerReader(running_hub.home / "hub.sqlite")
+    row = reader.get("decision", decided["decision_id"])
+    reader.close()
+    assert row is not None
+    seen = dict(zip(DECISION_V1.names, row.body["features"]["values"], strict=True))
+    assert (seen["twitter_score"], seen["twitter_confidence"], seen["twitter_missing"]) == (-0.25, 0.75, 0.0)
+    assert row.body["features"]["event_time_ms"]["twitter"] == now_ms
+    kept = running_hub.home / "features" / "twitter" / "ETH"
+    until(lambda: kept.exists() and list(kept.glob("*.parquet")), "the score is in the offline store")
+
+
+def test_a_redis_that_lost_everything_is_filled_again_and_decisions_say_what_was_missing(
+        running_hub: RunningHub) -> None:
+    server = redis.Redis(port=running_hub.ports["redis"])
+    server.flushall()
+    answer = running_hub.post("/v1/decisions", **asked()).json()
+    assert answer["role"] == "llm_only", "asked at the same moment, when nothing has filled it yet"
+    assert {entry["part"] for entry in answer["degraded"]} == {"features bars"}
+    now_ms = running_hub.get("/v1/status")["hub"]["now_ms"] + MINUTE_MS
+    recovered = running_hub.post("/v1/decisions", **asked(time_ms=now_ms)).json()
+    assert recovered["role"] in ("production", "challenger")
+    assert recovered["degraded"] == []
 
 
 def test_replay_in_another_process_makes_every_decision_again(running_hub: RunningHub) -> None:

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from feature_repo.hyperliquid import PAGE_BARS, HyperliquidMarket, MarketUnavailable
+from feature_repo.hyperliquid import ASK_AGAIN_MS, PAGE_BARS, HyperliquidMarket, MarketUnavailable
 from feature_repo.market import choose_market
 from policies.errors import InvalidInput
 
-MINUTE = 60_000
+MINUTE, HOUR = 60_000, 3_600_000
 START = 1_750_000_020_000  # a full minute
 Answer = Callable[[dict[str, Any]], Any]
 
@@ -57,6 +57,8 @@ def exchange(now_ms: int) -> Answer:
     def answer(request: dict[str, Any]) -> Any:
         if request["type"] == "meta":
             return {"universe": [{"name": "BTC", "szDecimals": 5}, {"name": "SOL", "szDecimals": 2}]}
+        if request["type"] == "fundingHistory":
+            return []
         asked = request["req"]
         first, last = asked["startTime"] // MINUTE, min(asked["endTime"], now_ms) // MINUTE
         return [candle(asked["coin"], minute) for minute in range(first, last + 1)][-PAGE_BARS:]
@@ -104,7 +106,7 @@ def test_long_range_is_paged_without_gap_or_duplicate(server: InfoServer) -> Non
     count = 2 * PAGE_BARS + 123
     bars = market(server, START + count * MINUTE).bars("BTC", START)
     assert bars.open_time_ms.tolist() == [START + k * MINUTE for k in range(count)]
-    assert len(server.requests) == 3
+    assert [request["type"] for request in server.requests].count("candleSnapshot") == 3
 
 
 def test_without_a_start_it_reaches_back_one_page(server: InfoServer) -> None:
@@ -157,15 +159,125 @@ def test_symbol_that_is_not_traded_there_is_refused(server: InfoServer) -> None:
         choose_market(None, "hyperliquid", symbols=("BTC", "DOGE"), hyperliquid_url=server.url)
 
 
-@pytest.mark.skipif("HUB_DATA_DIR" not in os.environ, reason="needs the recorded payloads: HUB_DATA_DIR is not set")
-def test_recorded_answer_of_the_exchange_is_read(server: InfoServer) -> None:
-    folder = Path(os.environ["HUB_DATA_DIR"]) / "hyperliquid_payloads"
-    recorded = json.loads((folder / "http_candleSnapshot_kPEPE.response.json").read_text())
-    asked = json.loads((folder / "http_candleSnapshot_kPEPE.request.json").read_text())["request_body"]["req"]
-    live = HyperliquidMarket(("kPEPE",), base_url=server.url, now_ms=lambda: asked["endTime"])
-    server.answer = lambda _: recorded
-    bars = live.bars("kPEPE", asked["startTime"], asked["endTime"])
-    kept = [one for one in recorded if asked["startTime"] <= one["t"] < asked["endTime"]]
-    assert len(kept) == len(recorded) - 1, "the first candle contains startTime"
-    assert bars.open_time_ms.tolist() == [one["t"] for one in kept]
-    assert bars.close.tolist() == [float(one["c"]) for one in kept]
+def asked_for_candles(server: InfoServer) -> list[dict[str, Any]]:
+    return [request["req"] for request in server.requests if request["type"] == "candleSnapshot"]
+
+
+def test_who_polls_every_second_makes_few_and_short_questions(server: InfoServer) -> None:
+    now = [START + 200 * MINUTE]
+    polled = HyperliquidMarket(("BTC",), base_url=server.url, now_ms=lambda: now[0])
+    for second in range(150):
+        now[0] = START + 200 * MINUTE + second * 1_000
+        server.answer = exchange(now[0])
+        bars = polled.bars("BTC", now[0] - 120 * MINUTE, now[0])
+        closes = range(-(-(now[0] - 120 * MINUTE) // MINUTE) + 1, now[0] // MINUTE + 1)
+        assert bars.close_time_ms.tolist() == [minute * MINUTE for minute in closes]
+    first, *later = asked_for_candles(server)
+    assert first["endTime"] - first["startTime"] > 118 * MINUTE
+    assert len(later) <= 3 * 4
+    assert all(one["endTime"] - one["startTime"] <= 4 * MINUTE for one in later)
+
+
+def test_candle_that_the_venue_corrects_shortly_after_its_close_is_read_again(server: InfoServer) -> None:
+    now = [START + 10 * MINUTE + 100]
+    polled = HyperliquidMarket(("BTC",), base_url=server.url, now_ms=lambda: now[0])
+    server.answer = exchange(now[0])
+    assert polled.bars("BTC", START).volume[-1] == 12.25
+    server.answer = lambda request: [{**one, "v": "13"} for one in exchange(2**50)(request)]
+    now[0] += 1_000
+    assert polled.bars("BTC", START).volume[-1] == 12.25
+    now[0] += 1_000
+    assert polled.bars("BTC", START).volume.tolist() == [12.25] * 7 + [13.0] * 3
+
+
+def test_candle_that_the_venue_still_lacks_is_asked_for_until_it_comes(server: InfoServer) -> None:
+    now = [START + 10 * MINUTE + 30_000]
+    polled = HyperliquidMarket(("BTC",), base_url=server.url, now_ms=lambda: now[0])
+    server.answer = exchange(START + 9 * MINUTE - 1)
+    assert len(polled.bars("BTC", START)) == 9
+    server.answer = exchange(now[0])
+    now[0] += 2_000
+    assert len(polled.bars("BTC", START)) == 10
+    asked = len(asked_for_candles(server))
+    now[0] += 20_000
+    assert len(polled.bars("BTC", START)) == 10
+    assert len(asked_for_candles(server)) == asked
+
+
+def test_earlier_bars_than_those_known_are_asked_for(server: InfoServer) -> None:
+    polled = market(server, START + 100 * MINUTE + 30_000)
+    assert len(polled.bars("BTC", START + 90 * MINUTE)) == 10
+    assert len(polled.bars("BTC", START)) == 100
+    assert len(polled.bars("BTC", START + 95 * MINUTE)) == 5
+    assert len(polled.bars("BTC", START, START + 50 * MINUTE)) == 50
+    assert len(asked_for_candles(server)) == 3
+
+
+def settlements(*rates_by_hour: tuple[int, float]) -> Answer:
+    """The bars of exchange(), and funding some ms after those hours."""
+    rows = [{"coin": "BTC", "fundingRate": str(rate), "premium": "0.0", "time": hour * HOUR + 37}
+            for hour, rate in rates_by_hour]
+
+    def answer(request: dict[str, Any]) -> Any:
+        if request["type"] == "fundingHistory":
+            return [row for row in rows if request["startTime"] <= row["time"] <= request["endTime"]]
+        return exchange(2**50)(request)
+
+    return answer
+
+
+def asked_for_funding(server: InfoServer) -> int:
+    return [request["type"] for request in server.requests].count("fundingHistory")
+
+
+def test_rate_lies_on_the_bar_within_which_it_was_settled(server: InfoServer) -> None:
+    first = START // HOUR + 1
+    asked = market(server, (first + 2) * HOUR + 5 * MINUTE)
+    server.answer = settlements((first, 1e-4), (first + 1, -2e-4), (first + 2, 3e-4))
+    bars = asked.bars("BTC", START)
+    assert bars.funding_rate is not None
+    settled = {int(bars.open_time_ms[place]): bars.funding_rate[place] for place in np.flatnonzero(bars.funding_rate)}
+    assert settled == {first * HOUR: 1e-4, (first + 1) * HOUR: -2e-4, (first + 2) * HOUR: 3e-4}
+
+
+def test_funding_is_asked_for_once_an_hour(server: InfoServer) -> None:
+    now, first = [0], START // HOUR + 1
+    asked = HyperliquidMarket(("BTC",), base_url=server.url, now_ms=lambda: now[0])
+    server.answer = settlements((first, 1e-4), (first + 1, 2e-4))
+    for second in range(0, 3_600, 200):
+        now[0] = first * HOUR + 60_000 + second * 1_000
+        asked.bars("BTC", START)
+    once = asked_for_funding(server)
+    assert once == 2, "the settlements, and that there are no more"
+    now[0] = (first + 1) * HOUR + 90_000
+    bars = asked.bars("BTC", START)
+    assert asked_for_funding(server) == 2 * once
+    assert bars.funding_rate is not None
+    assert bars.funding_rate[bars.open_time_ms == (first + 1) * HOUR].tolist() == [2e-4]
+
+
+def test_settlement_that_is_late_is_asked_for_again_after_a_while(server: InfoServer) -> None:
+    first = START // HOUR + 1
+    now = [first * HOUR + MINUTE]
+    asked = HyperliquidMarket(("BTC",), base_url=server.url, now_ms=lambda: now[0])
+    server.answer = settlements()
+    bars = asked.bars("BTC", START)
+    server.answer = settlements((first, 1e-4))
+    now[0] += ASK_AGAIN_MS - 1
+    assert asked_for_funding(server) == 1
+    assert asked.bars("BTC", START).funding_rate is not None
+    assert asked_for_funding(server) == 1
+    now[0] += 1
+    bars = asked.bars("BTC", START)
+    assert bars.funding_rate is not None
+    assert bars.funding_rate.max() == 1e-4
+
+
+def test_funding_that_cannot_be_had_is_none_and_no_zeros(server: InfoServer) -> None:
+    asked = market(server, START + 10 * MINUTE)
+    server.answer = lambda request: (503, "") if request["type"] == "fundingHistory" else exchange(2**50)(request)
+    for _ in range(3):
+        bars = asked.bars("BTC", START)
+        assert len(bars) == 10
+        assert bars.funding_rate is None
+    assert asked_for_funding(server) == 1, "a failure is not repeated with every poll"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
@@ -18,7 +19,7 @@ import numpy as np
 import orjson
 from onnx import TensorProto, helper, numpy_helper
 
-from feature_repo.features import BARS, DECISION_V1, FUNDING, MINUTE_MS
+from feature_repo.features import DECISION_V1, MINUTE_MS
 from hub.api import build_api
 from hub.config import HubConfig, parse
 from hub.decide import Answer, Features
@@ -45,13 +46,13 @@ MARKET = "a keyed draw for tests"
 
 _SERVED: dict[str, Any] = {
     "features": DECISION_V1.names, "required_groups": DECISION_V1.required_groups,
-    "optional_groups": DECISION_V1.optional_groups, "optional_features": DECISION_V1.groups[FUNDING]}
+    "optional_groups": DECISION_V1.optional_groups, "optional_features": DECISION_V1.may_be_missing}
 
 
 @cache
-def momentum_bundle(alias: str = "momentum_v1", threshold: float = 0.2) -> Bundle:
+def momentum_bundle(alias: str = "momentum_v1", threshold: float = 0.2, **manifest: Any) -> Bundle:
     return make_bundle(Manifest(kind="momentum_rule", alias=alias, inputs={"momentum": "ret_15"},
-                                parameters={"threshold": threshold}, **_SERVED), {})
+                                parameters={"threshold": threshold}, **{**_SERVED, **manifest}), {})
 
 
 @cache
@@ -81,7 +82,8 @@ def onnx_bundle(alias: str = "linear_v1", seed: int = 0, most_ret_1: float = 10.
 class KeyedFeatures:
     """Standard normal features, times their scale, of the minute that has just closed on the clock.
 
-    Settable: `age_ms` of the bars, `failed` (why nothing can be read), `fixed` values by feature name.
+    Settable: `age_ms` of the row, `failed` (why nothing can be read), `fixed` values by feature name,
+    `event_time_ms` of single groups.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -89,15 +91,17 @@ class KeyedFeatures:
         self.age_ms = 0
         self.failed = ""
         self.fixed: dict[str, float] = {}
+        self.event_time_ms: dict[str, int] = {}
 
-    async def read(self, symbol: str) -> Features:
+    async def read(self, symbol: str, now_ms: int) -> Features:
         if self.failed:
             return Features(None, {}, self.failed)
         event_ms = self._clock.now_ms() // MINUTE_MS * MINUTE_MS - self.age_ms
         values = generator(5, symbol, event_ms).normal(size=len(DECISION_V1)) * DECISION_V1.scales
         for name, value in self.fixed.items():
             values[DECISION_V1.names.index(name)] = value
-        return Features(tuple(map(float, values)), {BARS: event_ms, FUNDING: event_ms})
+        times = dict.fromkeys(DECISION_V1.groups, event_ms) | self.event_time_ms
+        return Features(tuple(map(float, values)), times, episode={"median_price": 100.0, "mid_price": math.nan})
 
 
 class LocalHeads:
@@ -154,8 +158,8 @@ class LocalWriter:
     async def expire_epoch(self, now_ms: int) -> None:
         self._there().expire_epoch(now_ms)
 
-    async def observe(self, observation: dict[str, Any], now_ms: int) -> None:
-        self._there().observe(**observation, now_ms=now_ms)
+    async def observe(self, observation: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return self._there().observe(**observation, now_ms=now_ms)
 
     async def ping(self) -> dict[str, Any]:
         return self._there().ping()
@@ -172,6 +176,9 @@ class LocalWriter:
 class StillFeeder:
     async def advance(self, now_ms: int) -> None:
         """The features of every minute are there already."""
+
+    async def take_in(self, now_ms: int) -> None:
+        """There is no store to bring anything into."""
 
 
 class LocalExtras:

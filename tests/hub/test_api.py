@@ -21,7 +21,7 @@ from policies.clock import LiveClock
 BOT, OPS, EITHER, OPEN = ("bot",), ("ops",), ("bot", "ops"), ("bot", "ops", "nobody")
 
 SCOPES = {
-    ("POST", "/v1/decisions"): BOT, ("POST", "/v1/outcomes"): BOT,
+    ("POST", "/v1/decisions"): BOT, ("POST", "/v1/outcomes"): BOT, ("POST", "/v1/sentiment"): BOT,
     ("GET", "/v1/policies"): EITHER, ("GET", "/v1/policies/{name}"): EITHER,
     ("POST", "/v1/policies"): OPS, ("POST", "/v1/policies/{name}/{command}"): OPS,
     ("GET", "/v1/status"): EITHER, ("GET", "/v1/allocation"): EITHER, ("GET", "/v1/params/{strategy}"): EITHER,
@@ -29,6 +29,7 @@ SCOPES = {
     ("GET", "/healthz"): OPEN, ("GET", "/readyz"): OPEN, ("GET", "/metrics"): OPEN,
     ("GET", "/ops"): OPEN, ("GET", "/ops/ops.js"): OPEN, ("GET", "/ops/ops.css"): OPEN,
 }
+SCORE = {"source": "reddit", "symbol": "BTC", "score": 0.4, "confidence": 0.9}
 SECRETS = (*TOKENS.values(), "/root", "Traceback", "site-packages")
 
 
@@ -53,7 +54,8 @@ def url_of(path: str) -> str:
 
 
 def body_of(hub: PlainHub, path: str) -> dict[str, Any] | None:
-    return {"/v1/decisions": hub.request(), "/v1/policies/{name}/{command}": {"reason": "a test"}}.get(path)
+    return {"/v1/decisions": hub.request(), "/v1/policies/{name}/{command}": {"reason": "a test"},
+            "/v1/sentiment": SCORE}.get(path)
 
 
 def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
@@ -103,6 +105,51 @@ async def test_routes_and_methods_that_there_are_not_are_problems_too(client: ht
     assert assert_problem(await client.delete("/v1/decisions"), 405)["code"] == "method_not_allowed"
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert_problem(await client.get(path), 404)
+
+
+# -- ages of features --------------------------------------------------------------------------------------------------
+
+
+async def test_a_feed_that_has_died_is_seen_by_its_age(hub: PlainHub, client: httpx.AsyncClient) -> None:
+    await hub.decide_later()
+    hub.features.event_time_ms = {"depth": hub.time_ms - 15_001}
+    told = (await client.get("/v1/status", headers=bearer("ops"))).json()["features"]
+    assert {entry["symbol"] for entry in told} == {"BTC", "ETH", "SOL", "HYPE"}
+    assert {entry["group"]: entry["age_ms"] for entry in told if not entry["fresh"]} == {"depth": 15_001}
+    metrics = (await client.get("/metrics")).text
+    assert 'hub_feature_age_seconds{group="depth",symbol="SOL"} 15.001' in metrics
+    assert "hub_features_readable 1.0" in metrics
+    hub.features.failed = "Redis is away"
+    assert (await client.get("/v1/status", headers=bearer("ops"))).json()["features"] == []
+    assert "hub_features_readable 0.0" in (await client.get("/metrics")).text
+
+
+# -- sentiment ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_score_is_recorded_once_and_another_one_under_its_key_is_refused(
+        hub: PlainHub, client: httpx.AsyncClient) -> None:
+    score = {**SCORE, "time_ms": hub.time_ms}
+    told = [(await client.post("/v1/sentiment", headers=bearer("bot"), json=score)).json() for _ in range(2)]
+    assert [answer["accepted"] for answer in told] == ["recorded", "duplicate"]
+    assert told[0]["position"] == told[1]["position"]
+    row = hub.reader.get("observation", f"sentiment/reddit/BTC/{hub.time_ms}")
+    assert row is not None
+    assert (row.body["what"], row.body["figure"], row.body["detail"]) == ("sentiment", 0.4, score)
+    other = await client.post("/v1/sentiment", headers=bearer("bot"), json={**score, "score": -0.4})
+    assert assert_problem(other, 422)["code"] == "content_conflict"
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("source", "telegram"), ("symbol", "DOGE"), ("score", 1.01), ("score", "0.4"), ("score", None),
+    ("confidence", -0.01), ("confidence", True), ("time_ms", 4_000_000_000_000), ("time_ms", 1.5), ("mood", "good")])
+async def test_a_score_that_makes_no_sense_is_refused_by_its_field(
+        hub: PlainHub, client: httpx.AsyncClient, field: str, value: Any) -> None:
+    before = hub.reader.head()
+    answer = await client.post("/v1/sentiment", headers=bearer("bot"), json={**SCORE, field: value})
+    problem = assert_problem(answer, 422)
+    assert problem["field"] == field
+    assert hub.reader.head() == before
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -374,7 +421,7 @@ async def test_metrics_parse_and_their_labels_are_bounded(hub: PlainHub, client:
     assert labels["hub_decisions", "role"] <= {"production", "challenger", "llm_only"}
     assert labels["hub_head_share", "alias"] == {"momentum_v1", "linear_v1"}
     assert {name for sample in (s for f in families.values() for s in f.samples) for name in sample.labels} <= {
-        "role", "effect", "part", "policy_id", "alias"}
+        "role", "effect", "part", "policy_id", "alias", "symbol", "group"}
     figures = {sample.name: sample.value for family in families.values() for sample in family.samples}
     decisions = len(rows_of(hub, "decision"))
     assert sum(sample.value for sample in families["hub_decisions"].samples) == decisions

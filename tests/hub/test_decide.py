@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_hub import SYMBOLS, PlainHub, llm_view, momentum_bundle, onnx_bundle, portfolio, rows_of
 from pure_state import fold, state_of
 
-from feature_repo.features import BARS, DECISION_V1, FUNDING, MINUTE_MS
+from feature_repo.features import BARS, DECISION_V1, DEPTH, EPISODE_V1, FUNDING, MINUTE_MS, QUOTE
 from hub import decide
 from hub.decide import Answer, Features
 from hub.schemas import llm_view_of
@@ -75,6 +75,43 @@ async def test_a_missing_optional_group_is_a_null_in_the_vector_and_no_reason_to
     assert trade["degraded"] == []
     recorded = rows_of(hub, "decision")[-1].body["features"]["values"]
     assert recorded[DECISION_V1.names.index("funding_rate")] is None
+
+
+async def test_an_optional_feed_that_has_stopped_is_named_and_its_heads_go_on_without_it(
+        hub: PlainHub, production: str) -> None:
+    hub.features.event_time_ms = {QUOTE: 0}
+    trade = await hub.trade(production)
+    assert trade["degraded"] == [{"part": "features quote", "reason": "stale: older than 15 s; taken as missing"}]
+    assert hub.state.degraded == {"features quote of BTC": "stale: older than 15 s; taken as missing"}
+    await hub.decide(symbol="ETH")
+    assert set(hub.state.degraded) == {"features quote of BTC", "features quote of ETH"}
+    hub.features.event_time_ms = {}
+    await hub.decide_later()
+    assert set(hub.state.degraded) == {"features quote of ETH"}, "what recovers for one symbol says nothing of another"
+
+
+async def test_a_head_that_requires_a_group_is_not_asked_while_that_is_stale(open_hub: Any) -> None:
+    hub = open_hub()
+    needy = momentum_bundle("needy", required_groups=("bars", "depth"))
+    await hub.register(needy)
+    hub.features.event_time_ms = {DEPTH: 0}
+    answer = await hub.decide_later(llm=llm_view())
+    assert_safe(answer, "head needy", "needs features depth, which are stale")
+    assert answer["proposals"] == {}
+    hub.features.event_time_ms = {}
+    assert (await hub.decide_later())["policy"] == "needy"
+
+
+async def test_what_an_episode_remembers_is_stored_values_account_and_weights(hub: PlainHub, production: str) -> None:
+    account = {"equity": 50_000.0, "current_leverage": 2.0, "unrealised_pnl": -500.0}
+    trade = await hub.trade(production, portfolio=account)
+    await hub.report(trade, 0.001)
+    context = hub.reader.query_episodes(1)[0].decision["context"]
+    assert (context["median_price"], context["mid_price"]) == (100.0, None)
+    assert (context["current_leverage"], context["unrealised_pnl_pct"]) == (2.0, -0.01)
+    weights = {f"weight_{strategy}": weight for strategy, weight in trade["weights"].items()}
+    assert weights.items() <= context.items()
+    assert set(context) <= set(EPISODE_V1.names)
 
 
 @pytest.mark.parametrize(("instead", "reason"), [

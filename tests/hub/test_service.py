@@ -69,8 +69,8 @@ async def test_a_refused_request_leaves_no_row_and_does_not_move_the_clock(
     assert (hub.reader.head(), hub.time_ms) == (before, now_ms)
 
 
-async def test_what_adds_to_a_trade_names_it_and_leaves_the_slot_to_it(hub: PlainHub) -> None:
-    trade = await hub.trade()
+async def test_what_adds_to_a_trade_names_it_and_leaves_the_slot_to_it(hub: PlainHub, production: str) -> None:
+    trade = await hub.trade(production)
     held_by = {"parent_decision_id": trade["decision_id"]}
     adds = [answer for answer in [await hub.decide(**held_by) for _ in range(30)] if opens(answer)]
     assert len(adds) > 1

@@ -24,8 +24,8 @@ START_TIMEOUT_S = 180.0
 class RunningHub:
     """Starts, asks, kills and starts again. Settings are the HUB_ variables that a user would export."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, **settings: Any) -> None:
+        self.home, self._settings = home, settings
         self.ports = {name: free_port() for name in ("http", "redis", "dashboard", "mlflow")}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.log = home.parent / "hub.log"
@@ -44,7 +44,8 @@ class RunningHub:
                     "SERVER__HEAD_DEADLINE_MS": 10_000, "FEATURES__DEADLINE_MS": 10_000,
                     "SERVER__COMMIT_DEADLINE_MS": 10_000, "SENTRY__REDUCE_LATENCY_P95_MS": 10_000,
                     "SERVER__PORT": self.ports["http"], "STORAGE__REDIS_PORT": self.ports["redis"],
-                    "STORAGE__DASHBOARD_PORT": self.ports["dashboard"], "STORAGE__MLFLOW_PORT": self.ports["mlflow"]}
+                    "STORAGE__DASHBOARD_PORT": self.ports["dashboard"], "STORAGE__MLFLOW_PORT": self.ports["mlflow"],
+                    **self._settings}
         others = {name: value for name, value in os.environ.items() if not name.startswith("HUB_")}
         return {**others, **{f"HUB_{name}": str(value) for name, value in settings.items()}}
 

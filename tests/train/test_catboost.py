@@ -34,7 +34,8 @@ def rows(n: int, seed: int, signal: float = 1.0) -> Dataset:
     move = 0.02 * (signal * np.sign(values[:, 0]) + rng.normal(size=n))
     long, short = move - 0.01, -move - 0.01
     classes = np.where(np.maximum(long, short) <= 0, FLAT, np.where(long >= short, LONG, SHORT)).astype(np.int8)
-    return Dataset(np.full(n, "BTC"), np.arange(n, dtype=np.int64) * 60_000, values, classes, long, short)
+    times = np.arange(n, dtype=np.int64) * 60_000
+    return Dataset(np.full(n, "BTC"), times, values, times + 60_000, classes, long, short)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""When the client leaves the hub alone, on a clock of its own."""
+"""When a server that fails is left alone, on a clock of its own."""
 
 from __future__ import annotations
 
-from hub.client import Backoff, Breaker
+from policies.breaker import Backoff, Breaker
 
 
 def test_open_breaker_lets_one_probe_through_per_period() -> None:

@@ -1,4 +1,4 @@
-"""When to leave the hub alone: a breaker for decisions, which must not wait, a backoff for deliveries, which can."""
+"""When to leave a server alone that fails: a breaker for calls that must not wait, a backoff for those that can."""
 
 from __future__ import annotations
 
