@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
 
 import mmh3
 from google.protobuf.message import DecodeError
@@ -68,6 +70,7 @@ def time_field_of(group: str) -> bytes:
     return f"_ts:{group}".encode()
 
 
+@lru_cache(4_096)  # a row is read many times before the next one is written
 def event_time_ms_of(raw: bytes) -> int:
     """Milliseconds of a protobuf Timestamp."""
     return Timestamp.FromString(raw).ToMilliseconds()
@@ -86,9 +89,9 @@ class OnlineReader:
         self._breaker = breaker or Breaker(FAILURES_TO_OPEN, OPEN_S)
         self._layout = _Layout(service, also)
         self._keys: dict[str, bytes] = {}
-        # One retry without a pause: the first command after a restart of Redis meets a dead connection.
-        self._redis = Redis.from_url(redis_url, socket_timeout=deadline_s, socket_connect_timeout=deadline_s,
-                                     retry=Retry(NoBackoff(), 1))
+        # One retry without a pause: the first command after a restart of Redis meets a dead connection. The client's
+        # own timeouts stay off, since `read` has one over all of it, and they cost a tenth of a read.
+        self._redis = Redis.from_url(redis_url, retry=Retry(NoBackoff(), 1))
 
     async def read(self, symbol: str, now_ms: int) -> OnlineVector:
         """The vector of a symbol as it is known at now_ms; FeaturesUnavailable on any failure or past the deadline.
@@ -124,7 +127,6 @@ class _Layout:
     """Which fields are asked for in which order, and how vectors are made of the answer."""
 
     def __init__(self, service: FeatureList, also: Sequence[FeatureList]) -> None:
-        self._service, self._also = service, tuple(also)
         every = {spec.name: spec for one in (service, *also) for spec in one.stored if GROUPS[spec.group].online}
         self._specs = tuple(every.values())
         self._groups = tuple(dict.fromkeys(spec.group for spec in self._specs))
@@ -134,10 +136,15 @@ class _Layout:
         self.fields = ([field_of(spec.group, spec.name) for spec in self._specs]
                        + [time_field_of(group) for group in self._groups])
         self._unpack_all = struct.Struct("<" + "xd" * len(self._specs)).unpack
+        self._tags = bytes([DOUBLE_TAG]) * len(self._specs)
         self._indicated = [(place, service.places[group].tolist()) for group, place in service.indicators.items()]
         # Where each number of the vector comes from: a place among the specs, or the zero after them.
-        self._sources = [self._specs.index(spec) if spec in every.values() else len(self._specs)
-                         for spec in service.specs]
+        self._pick = _picker([self._specs.index(spec) if spec in every.values() else len(self._specs)
+                              for spec in service.specs])
+        places = {spec.name: place for place, spec in enumerate(self._specs)}
+        held = {one.name: [name for name in one.names if name in places] for one in also}
+        self._also_picks = [(service_name, names, _picker([places[name] for name in names]))
+                            for service_name, names in held.items()]
 
     def vector(self, raw: Sequence[bytes | None], now_ms: int) -> OnlineVector:
         count = len(self._specs)
@@ -148,17 +155,22 @@ class _Layout:
             if not 0 <= now_ms - times.get(group, -(10**15)) <= self._ttl_ms[group]:
                 for place in places:
                     stored[place] = math.nan
-        values = [stored[place] for place in self._sources]
+        values = [*self._pick(stored)]
         for indicator, features in self._indicated:
-            if all(math.isnan(values[place]) for place in features):
+            if all(values[place] != values[place] for place in features):  # only NaN is unequal to itself
                 values[indicator] = 1.0
-        by_name = dict(zip((spec.name for spec in self._specs), stored, strict=False)) if self._also else {}
-        also = {one.name: {name: by_name[name] for name in one.names if name in by_name} for one in self._also}
+        also = {name: dict(zip(names, pick(stored), strict=True)) for name, names, pick in self._also_picks}
         return OnlineVector(tuple(values), times, also)
 
     def _values(self, raw: Sequence[bytes | None]) -> Sequence[float]:
         """An absent or null field is NaN; DecodeError if one holds anything else than a double."""
         fields = [field or NAN_FIELD for field in raw]
-        if not all(len(field) == DOUBLE_BYTES and field[0] == DOUBLE_TAG for field in fields):
+        joined = b"".join(fields)
+        if {*map(len, fields)} != {DOUBLE_BYTES} or joined[::DOUBLE_BYTES] != self._tags:
             raise DecodeError("not a double")
-        return self._unpack_all(b"".join(fields))
+        return self._unpack_all(joined)
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    """What picks these places out of a row: twice as quick as a comprehension, but for one place it gives no tuple."""
+    return itemgetter(*places) if len(places) > 1 else lambda row: tuple(row[place] for place in places)

@@ -52,6 +52,8 @@ class EmbeddedRedis:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         arguments = {"bind": "127.0.0.1", "port": self.port, "dir": self.folder.resolve(), "save": "",
                      "appendonly": "no", "protected-mode": "yes", "daemonize": "no", "maxmemory": "256mb",
+                     # A symbol's hash has some eighty fields: found by hash, not by walking a packed list.
+                     "hash-max-listpack-entries": 0,
                      # A title would overwrite the environment, by which leftovers of a hub are told from others.
                      "set-proc-title": "no"}
         command = [str(get_binary_path()), *(part for k, v in arguments.items() for part in (f"--{k}", str(v)))]

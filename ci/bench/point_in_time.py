@@ -99,7 +99,7 @@ def _row(shape: Shape, ours: Sequence[float], floor: Sequence[float], peer: Sequ
     aim = (f">= {AIM_PEER:g}x the peer, " if with_peer_aim else "") + f"<= {AIM_FLOOR:g}x the floor, every value equal"
     met = ours_s <= AIM_FLOOR * floor_s and (not with_peer_aim or peer_s >= AIM_PEER * ours_s)
     return BenchRow(f"{WORK}: {shape.name}", ours_s, "s", PEER, peer_s, floor_s, peer_s / ours_s, ours_s / floor_s, aim,
-                    met)
+                    met, floor="DuckDB ASOF JOIN", runs={"hub": list(ours), "peer": list(peer), "floor": list(floor)})
 
 
 def write_history(folder: Path, shape: Shape, rng: np.random.Generator) -> None:
