@@ -163,6 +163,24 @@ def test_closed_client_answers_llm_only(hub: FakeHub, outbox: Path) -> None:
     assert client.decide("BTC", "momentum", 1e4, VIEW).llm_only
 
 
+def test_a_score_is_sent_as_it_is(hub: FakeHub, client: HubClient) -> None:
+    hub.respond = sends(200, {"accepted": "recorded"})
+    assert client.push_score("reddit", "BTC", -0.4, 0.9, time_ms=60_000) == ""
+    assert hub.bodies == [{"source": "reddit", "symbol": "BTC", "score": -0.4, "confidence": 0.9, "time_ms": 60_000}]
+
+
+@pytest.mark.parametrize(("respond", "reason"), [
+    (problem(422, "invalid_input", "score: must be <= 1"), "score: must be <= 1"), (sends(503, {}), "503"),
+    (stalls, "250 ms"), (hangs_up, "")])
+def test_a_score_that_is_not_recorded_says_why_and_never_raises(hub: FakeHub, client: HubClient, respond: Respond,
+                                                                reason: str) -> None:
+    hub.respond = respond
+    told = client.push_score("reddit", "BTC", 0.4, 0.9)
+    assert told != ""
+    assert reason in told
+    assert "JSON" in client.push_score("reddit", "BTC", math.nan, 0.9)
+
+
 def test_learning_memory_is_put_into_the_market_context(client: HubClient) -> None:
     context: dict[str, Any] = {"price": 1.0}
     put_learning_memory(context, client.decide("BTC", "momentum", 1e4))
