@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,19 +14,18 @@ from feature_repo.store import FeatureRepo, OnlineRow
 
 @dataclass(frozen=True)
 class Fed:
-    """rows_written: online, of a group and a symbol each. restore_s: how long it took to rebuild the online store from
-    the offline one; None if it had not lost its content."""
+    """rows_written: online, of a group and a symbol each. lost: whether the online store held nothing any more; then
+    it now holds what is held here, and `restore` brings back the rest."""
 
     rows_written: int
-    restore_s: float | None = None
+    lost: bool = False
 
 
 class Feeder:
     """The only writer of the stores. Replay: prepare() once per stretch of time, then advance(); live: poll().
 
-    It trusts the online store's own event times rather than its memory. If they show that the store has lost what it
-    held (Redis was restarted or flushed), it is first rebuilt from the offline store, which reaches further back than
-    what is held here.
+    It trusts the online store's own event times rather than its memory: a store that has lost something (Redis was
+    restarted or flushed) gets it again from what is held here, and the rest from the offline store.
     """
 
     def __init__(self, sources: Sequence[FrameSource], repo: FeatureRepo, symbols: Sequence[str]) -> None:
@@ -38,7 +36,7 @@ class Feeder:
 
     def prepare(self, start_ms: int, stop_ms: int) -> dict[tuple[str, str], GroupFrame]:
         """Hold what becomes known in [start_ms, stop_ms], and what is still fresh at start_ms; by symbol and group."""
-        frames = self._read(start_ms, stop_ms)
+        frames = self.known(start_ms, stop_ms)
         with self._lock:
             self._frames, self._written = frames, {}
         return dict(frames)
@@ -50,20 +48,17 @@ class Feeder:
         """
         with self._lock:
             held = self._repo.online_event_times(self.symbols)
-            restore_s = None
-            if self._written and not any(held.values()):
-                restore_s = self._restored(now_ms)
-                held = self._repo.online_event_times(self.symbols)
+            lost = bool(self._written) and not any(held.values())
             rows = [row for key in self._frames if (row := self._row_at(key, now_ms)) is not None]
             due = [row for row in rows if held[row.symbol].get(row.group) != row.event_time_ms
                    or self._written.get((row.symbol, row.group)) != row.event_time_ms]
             self._repo.write_online(due)
             self._written.update(((row.symbol, row.group), row.event_time_ms) for row in due)
-            return Fed(len(due), restore_s)
+            return Fed(len(due), lost)
 
     def poll(self, now_ms: int) -> Fed:
         """Read the last minutes of every source again, since an exchange may correct them, and advance to now_ms."""
-        frames = self._read(now_ms - 3 * MINUTE_MS, now_ms)
+        frames = self.known(now_ms - 3 * MINUTE_MS, now_ms)
         with self._lock:
             for key, frame in frames.items():
                 if not frame.equals(self._frames.get(key)):
@@ -72,26 +67,24 @@ class Feeder:
         return self.advance(now_ms)
 
     def put(self, symbol: str, frame: GroupFrame) -> None:
-        """Take in rows of a group that is known to no source, for the next advance."""
+        """Take in rows of a group at once, for the next advance, before its source is read again."""
         with self._lock:
             self._frames[symbol, frame.group] = frame
             self._written.pop((symbol, frame.group), None)
 
-    def held(self) -> dict[tuple[str, str], GroupFrame]:
-        """What is held now, by symbol and group."""
-        with self._lock:
-            return dict(self._frames)
+    def restore(self, now_ms: int) -> int:
+        """Bring back from the offline store what was known at now_ms; returns how many rows.
+
+        It may run beside advance: a row that this puts back by a moment is written again by the next advance.
+        """
+        return self._repo.materialize(now_ms)
 
     def keep(self, frames: Mapping[tuple[str, str], GroupFrame], created_ms: int) -> int:
         """Add rows, by symbol and group, to the offline store; returns how many were new."""
         return sum(self._repo.append(symbol, frame, created_ms) for (symbol, _), frame in frames.items() if len(frame))
 
-    def _restored(self, now_ms: int) -> float:
-        started = time.monotonic()
-        self._repo.materialize(now_ms)
-        return time.monotonic() - started
-
-    def _read(self, start_ms: int, stop_ms: int) -> dict[tuple[str, str], GroupFrame]:
+    def known(self, start_ms: int, stop_ms: int) -> dict[tuple[str, str], GroupFrame]:
+        """What the sources have of [start_ms, stop_ms], and what was still fresh at start_ms; by symbol and group."""
         return {(symbol, group): frame for symbol in self.symbols
                 for group, frame in gathered(self._sources, symbol, start_ms, stop_ms).items()}
 

@@ -56,6 +56,7 @@ class FileMarket:
             raise InvalidInput("market.data_dir", "a folder with <venue>/<SYMBOL>_1m_<start>_<end>.parquet or .csv",
                                str(folder), f"venue {venue}" if venue else "")
         self.symbols = tuple(symbols) if symbols else tuple(sorted(self._runs))
+        self.origin = "+".join(sorted({run.venue for run in self._runs.values()}))
         self._read: dict[str, Bars] = {}
 
     def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:

@@ -63,6 +63,7 @@ class GeneratedMarket:
         if bars < 1 or start_ms % MINUTE_MS:
             raise InvalidInput("market.bars, market.start_ms", "bars >= 1, start at a full minute", (bars, start_ms))
         self.seed, self.signal, self.symbols = seed, signal, tuple(symbols)
+        self.origin = f"generated_seed_{seed}_signal_{signal:g}"
         self._count, self._start_ms = bars, start_ms
         self._made: dict[str, Bars] = {}
 

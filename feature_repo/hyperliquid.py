@@ -66,7 +66,7 @@ class HyperliquidMarket:
     does. Who polls the latest bars may do so as often as he likes: the venue is asked a few times a minute.
     """
 
-    name = "hyperliquid"
+    name = origin = "hyperliquid"
     folder = None
 
     def __init__(self, symbols: Sequence[str], base_url: str | None = None, timeout_s: float = 3.0,

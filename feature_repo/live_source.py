@@ -1,5 +1,5 @@
 """The exchange as it happens, as a source of frames: closed candles through the bars' own transforms, and the present
-quote, book, flow and mid, sampled as recorded ones are.
+quote, book, flow and mid, at most one row per sample of recorded ones: here the first of its sample, there the last.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class LiveSource:
         self._windows = {symbol: BarWindow(symbol) for symbol in live.symbols}
         self._kept: dict[tuple[str, str], GroupFrame] = {}
         self._turn = threading.Lock()
+
+    @property
+    def problem(self) -> str:
+        """What last went wrong between us and the exchange, for people; empty if nothing has."""
+        return self.live.last_problem
 
     def frames(self, symbol: str, start_ms: int, stop_ms: int) -> dict[str, GroupFrame]:
         with self._turn:

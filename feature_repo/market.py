@@ -25,6 +25,11 @@ class Market(Protocol):
     def symbols(self) -> tuple[str, ...]: ...
 
     @property
+    def origin(self) -> str:
+        """Of what market these bars are, as a name for a folder: rows of two markets are never kept together."""
+        ...
+
+    @property
     def folder(self) -> Path | None:
         """Where what else was recorded lies beside recorded bars; None for a market that is not recorded."""
         ...
@@ -51,6 +56,10 @@ class ChosenMarket:
     @property
     def symbols(self) -> tuple[str, ...]:
         return self.market.symbols
+
+    @property
+    def origin(self) -> str:
+        return self.market.origin
 
     @property
     def folder(self) -> Path | None:

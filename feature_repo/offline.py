@@ -56,15 +56,19 @@ class OfflineFiles:
 
     def append(self, view: str, part: str, columns: pa.Table, event_time_ms: NDArray[np.int64], created_ms: int) -> int:
         """Add rows of one part; returns how many were new. event_time_ms: (N,), in any order."""
-        with self._turn():
+        with self.turn():
             months = event_time_ms.astype("datetime64[ms]").astype("datetime64[M]")
             return sum(self._append_month(view, part, str(month), columns.filter(pa.array(months == month)),
                                           event_time_ms[months == month], created_ms) for month in np.unique(months))
 
-    def newest_ms(self, view: str, part: str) -> int | None:
-        """Event time of the newest row of a part; None without rows."""
-        files = sorted(self._part(view, part).glob("*.parquet"))
-        return _range_of(files[-1])[2] if files else None
+    def event_times(self, view: str, part: str, first_ms: int, last_ms: int) -> NDArray[np.int64]:
+        """Event times in [first_ms, last_ms] of which a part holds rows, each once, rising."""
+        files = [path for path in sorted(self._part(view, part).glob("*.parquet"))
+                 if _range_of(path)[1] <= last_ms and _range_of(path)[2] >= first_ms]
+        held = [pq.read_table(path, columns=[EVENT], partitioning=None)[EVENT].cast(pa.int64()).to_numpy()
+                for path in files]
+        times = np.unique(np.concatenate(held)) if held else np.empty(0, np.int64)
+        return times[(times >= first_ms) & (times <= last_ms)]
 
     def extents(self) -> list[Extent]:
         """What there is, by view and part."""
@@ -73,8 +77,10 @@ class OfflineFiles:
                 if part.name != "_" and (extent := _extent(view, part)) is not None]
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """A file is read, added to and replaced: two that did so at once would lose the rows of one."""
+    def turn(self) -> Iterator[None]:
+        """Held by whoever changes the folder. A file is read, added to and replaced: two that did so at once would
+        lose the rows of one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the file is closed, also by a process that is killed
@@ -89,7 +95,7 @@ class OfflineFiles:
         path = self._part(view, part) / f"{month}.parquet"
         stamps = pa.array(event_time_ms, pa.int64()).cast(STAMP)
         created = pa.array(np.full(len(event_time_ms), created_ms), pa.int64()).cast(STAMP)
-        fresh = columns.append_column(EVENT, stamps).append_column(CREATED, created)
+        fresh = _last_of_each(columns.append_column(EVENT, stamps).append_column(CREATED, created))
         held = pq.read_table(path, partitioning=None) if path.exists() else None
         if held is not None:
             fresh = _news(held, fresh)
@@ -99,13 +105,24 @@ class OfflineFiles:
         return fresh.num_rows
 
 
+def _last_of_each(table: pa.Table) -> pa.Table:
+    """Of rows with the same keys and event time the last one."""
+    frame = table.to_pandas()
+    return table.filter(pa.array(~frame.duplicated(_keys(table), keep="last").to_numpy()))
+
+
+def _keys(table: pa.Table) -> list[str]:
+    """What a row is about: all that is neither a number nor a list of numbers."""
+    return [field.name for field in table.schema if field.name != CREATED
+            and not pa.types.is_floating(field.type) and not pa.types.is_list(field.type)]
+
+
 def _news(held: pa.Table, fresh: pa.Table) -> pa.Table:
     """The rows of `fresh` that `held` does not hold with the same numbers. A later `created` is no difference."""
     if pc.min(fresh[EVENT]).as_py() > pc.max(held[EVENT]).as_py():
         return fresh
     numbers = [field.name for field in fresh.schema if pa.types.is_floating(field.type)]
-    keys = [field.name for field in fresh.schema
-            if field.name != CREATED and not pa.types.is_floating(field.type) and not pa.types.is_list(field.type)]
+    keys = _keys(fresh)
     latest = held.to_pandas().sort_values([EVENT, CREATED], kind="stable").drop_duplicates(keys, keep="last")
     asked, latest = fresh.to_pandas().set_index(keys), latest.set_index(keys)
     ours, theirs = asked[numbers].to_numpy(), latest[numbers].reindex(asked.index).to_numpy()
@@ -116,7 +133,10 @@ def _news(held: pa.Table, fresh: pa.Table) -> pa.Table:
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = path.with_suffix(".part")  # matched by no view
-    pq.write_table(table, part, compression="zstd")
+    with part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())  # before the name: a power cut must not leave an empty file under it
     os.replace(part, path)
 
 

@@ -15,7 +15,6 @@ from feature_repo.frames import GroupFrame
 from policies.errors import HubError, InvalidInput
 
 DAY_MS = 24 * HOUR_MS
-LATEST_MS = 2**53  # far beyond any clock, and exact in JSON
 API_URL = "https://api.alternative.me/fng/"
 LONGEST_ANSWER = 4 * 2**20  # bytes; the whole history has 0.3 MB
 

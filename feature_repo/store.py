@@ -1,18 +1,17 @@
 """The feature repository: Feast in library mode, DuckDB over parquet offline and Redis online.
 
-Everything lies under `home/features`: one folder of parquet files per view, and `registry.pb`. The registry can run
-code in who opens it (Feast keeps pickled parts in it), so the folder belongs to the hub's user alone.
+Everything lies under `home/features/<market>`: one folder of parquet files per view, and `registry.pb`. The registry
+can run code in who opens it (Feast keeps pickled parts in it), so the folder belongs to the hub's user alone.
 """
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from io import StringIO
+from itertools import repeat
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -26,20 +25,23 @@ from feast import FeatureStore, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.message import DecodeError
 from numpy.typing import ArrayLike, NDArray
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from feature_repo.asof_store import AsofOfflineStore
 from feature_repo.definitions import EMBEDDINGS, ENTITY, LABEL_NAMES, LABELS, OUTCOME_NAMES, OUTCOMES, build_definitions
 from feature_repo.features import DECISION_V1, GROUPS, FeatureList
 from feature_repo.frames import GroupFrame
-from feature_repo.offline import EVENT, OfflineFiles
+from feature_repo.offline import CREATED, EVENT, OfflineFiles
 from feature_repo.online import FeaturesUnavailable, event_time_ms_of, redis_key_of, time_field_of
 from policies.errors import InvalidInput
 
 SETTINGS = Path(__file__).with_name("feature_store.yaml")
+REGISTRY = "registry.pb"  # as feature_store.yaml names it
 ONLINE_GROUPS = tuple(group.name for group in GROUPS.values() if group.online)
 
 
@@ -94,12 +96,13 @@ class QuickRedisStore(RedisOnlineStore):
 class FeatureRepo:
     """Writes features offline and online, and reads them as they were known at a time. One writer per home.
 
-    timeout_s: of one round trip to Redis.
+    market: whose rows these are (`Market.origin`); those of another one lie apart. timeout_s: of one round trip to
+    Redis.
     """
 
-    def __init__(self, home: Path, redis_url: str, timeout_s: float = 0.05) -> None:
+    def __init__(self, home: Path, redis_url: str, market: str = "market", timeout_s: float = 0.05) -> None:
         self.home, self.redis_url = home.resolve(), redis_url
-        self.offline = OfflineFiles(self.home / "features")
+        self.offline = OfflineFiles(self.home / "features" / market)
         self._redis = Redis.from_url(redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
                                      retry=Retry(NoBackoff(), 0))
         self._online = QuickRedisStore(self._redis)
@@ -107,8 +110,9 @@ class FeatureRepo:
 
     @cached_property
     def config(self) -> RepoConfig:
-        """feature_store.yaml with this home and this Redis filled in."""
-        text = Template(SETTINGS.read_text()).substitute(HUB_HOME=self.home, HUB_REDIS=_feast_address(self.redis_url))
+        """feature_store.yaml with this folder and this Redis filled in."""
+        text = Template(SETTINGS.read_text()).substitute(
+            FEATURES=self.offline.folder, HUB_REDIS=_feast_address(self.redis_url))
         return RepoConfig(repo_path=self.home, **yaml.safe_load(text))
 
     @cached_property
@@ -117,11 +121,16 @@ class FeatureRepo:
         return FeatureStore(config=self.config)
 
     def apply(self) -> None:
-        """Register entities, views and services. Idempotent."""
-        os.makedirs(self.offline.folder, mode=0o700, exist_ok=True)
-        for view, columns in self.definitions.columns.items():
-            self.offline.declare(view, columns)
-        self.feast.apply(self.definitions.everything())
+        """Register entities, views and services. Idempotent; a registry that a crash has torn is made anew."""
+        with self.offline.turn():
+            for view, columns in self.definitions.columns.items():
+                self.offline.declare(view, columns)
+            try:
+                self.feast.apply(self.definitions.everything())
+            except DecodeError:
+                (self.offline.folder / REGISTRY).unlink()
+                self.__dict__.pop("feast", None)  # it holds the torn one
+                self.feast.apply(self.definitions.everything())
 
     # -- offline ----------------------------------------------------------------------------------------------------
 
@@ -182,16 +191,25 @@ class FeatureRepo:
         """Feast's point-in-time join, its rows in the order of `wanted`."""
         return self.feast.get_historical_features(entity_df=wanted, features=features).to_df()
 
-    def materialize(self, until_ms: int) -> None:
-        """Put each symbol's newest offline row at or before until_ms into the online store, by Feast's own job.
+    def materialize(self, until_ms: int) -> int:
+        """Put each symbol's newest offline row at or before until_ms into the online store; returns how many.
 
-        Of each group only rows that are fresh at until_ms are looked at.
+        Of each group only rows that are fresh at until_ms are looked at. Feast's own job does the same, but marks the
+        view in the registry meanwhile: joins fail until it ends, and for good if it is killed.
         """
-        stop = _utc(until_ms)
-        with redirect_stdout(StringIO()):  # Feast prints three lines a view
-            for group in ONLINE_GROUPS:
-                start = _utc(until_ms - GROUPS[group].ttl_ms)
-                self.feast.materialize(start, stop, feature_views=[group])
+        rows = [row for group in ONLINE_GROUPS for row in self._newest(group, until_ms)]
+        self.write_online(rows)
+        return len(rows)
+
+    def _newest(self, group: str, until_ms: int) -> list[OnlineRow]:
+        spec, source = GROUPS[group], self.definitions.views[group].batch_source
+        assert source is not None, "every view has files"
+        found = AsofOfflineStore.pull_latest_from_table_or_query(
+            self.config, source, [ENTITY], list(spec.names), EVENT, CREATED,
+            _utc(until_ms - spec.ttl_ms), _utc(until_ms)).to_arrow()
+        times = found[EVENT].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_pylist()
+        values = zip(*(found[name].fill_null(math.nan).to_pylist() for name in spec.names), strict=True)
+        return [OnlineRow(*row) for row in zip(found[ENTITY].to_pylist(), repeat(group), times, values)]
 
     # -- online -----------------------------------------------------------------------------------------------------
 

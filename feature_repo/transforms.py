@@ -61,6 +61,14 @@ def bar_frames(bars: Bars) -> dict[str, GroupFrame]:
     return {BARS: _rows(BARS, bars, _scale_free), PRICE: _rows(PRICE, bars, _own_units), FUNDING: _funding(bars)}
 
 
+def bar_event_times(bars: Bars) -> dict[str, NDArray[np.int64]]:
+    """Event times of the frames that `bar_frames` makes of these bars, without their values."""
+    rows = max(0, len(bars) - LOOKBACK_BARS + 1)
+    times = bars.close_time_ms[len(bars) - rows:]
+    whole = times[times - bars.close_time_ms[:rows] == (LOOKBACK_BARS - 1) * bars.interval_ms]
+    return {BARS: whole, PRICE: whole, FUNDING: _funding(bars).event_time_ms}
+
+
 class BarWindow:
     """The incremental form: takes bars as they close and gives the frames that they complete.
 
@@ -83,11 +91,6 @@ class BarWindow:
         self._held = joined.slice(max(0, len(joined) - LOOKBACK_BARS), len(joined))
         return {group: frame.slice(frame.until(int(fresh.open_time_ms[0])), len(frame))
                 for group, frame in bar_frames(joined).items()}
-
-    @property
-    def newest_ms(self) -> int | None:
-        """Open time of the newest bar held."""
-        return None if self._held is None else int(self._held.open_time_ms[-1])
 
 
 def _rows(group: str, bars: Bars, columns_of: Callable[[Bars, int], dict[str, Floats]]) -> GroupFrame:

@@ -26,7 +26,7 @@ def build_app(home: Home, config: HubConfig, redis_url: str, market: str, clock:
     deadline_s = config.features.deadline_ms / 1_000
     production, challenger = (_deployment(shell).options(ray_actor_options=small).bind(home)
                               for shell in (ProductionHead, ChallengerHead))
-    params, memory = (_deployment(shell).options(ray_actor_options=small).bind(home, redis_url, deadline_s)
+    params, memory = (_deployment(shell).options(ray_actor_options=small).bind(home, redis_url, deadline_s, clock)
                       for shell in (ParamBandits, EpisodeMemory))
     return _deployment(Hub).options(ray_actor_options=small).bind(
         home, config, redis_url, market, clock, production, challenger, params, memory)

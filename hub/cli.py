@@ -91,8 +91,8 @@ def status(options: dict[str, Any]) -> None:
     console.print(heads_table(found))
     for entry in found["features"]:
         if not entry["fresh"]:
-            console.print(f"stale: features {entry['group']} of {entry['symbol']}, {entry['age_ms'] / 1_000:.0f} s old",
-                          highlight=False)
+            age = "absent" if entry["age_ms"] is None else f"{entry['age_ms'] / 1_000:.0f} s old"
+            console.print(f"stale: features {entry['group']} of {entry['symbol']}, {age}", highlight=False)
     for entry in found["degraded"]:
         console.print(f"degraded: {entry['part']}: {entry['reason']} ({entry['count']} times)", highlight=False)
 

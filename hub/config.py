@@ -124,7 +124,7 @@ class MarketConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 100
+    deadline_ms: Annotated[int, Ge(1), Le(10_000)] = 50
 
 
 @dataclass(frozen=True)

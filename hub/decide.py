@@ -8,7 +8,7 @@ computed here from the state at `as_of`. The service and `hub replay` call the s
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from feature_repo.features import DECISION_V1, SECOND_MS
@@ -25,6 +25,7 @@ from sentry.shield import shield
 ASKED = (Role.PRODUCTION, Role.CHALLENGER, Role.SHADOW, Role.THROTTLED)
 
 ABSENT = "absent: never written"  # of a feature group
+NO_VALUES = "without values"  # its row is there, but a book with one side says nothing of a spread
 
 # What the answer holds when neither a head nor the LLM said anything.
 NOTHING = Action(Direction.FLAT, 0.0, 1.0, 0.01, 0.01, 0.0, 0.5)
@@ -35,26 +36,28 @@ class Features:
     """The vector as it was read. values None: it could not be read, and `failed` says why.
 
     event_time_ms: by group, of what the store holds; a group that is stale there is missing in `values`. episode: what
-    is stored of `episode_v1`, by feature.
+    is stored of `episode_v1`, by feature; None where it was not read, as in ledgers from before there was one.
     """
 
     values: tuple[float, ...] | None
     event_time_ms: dict[str, int]
     failed: str = ""
-    episode: dict[str, float] = field(default_factory=dict)
+    episode: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any] | None:
         if self.values is None:
             return None
-        return {"service": DECISION_V1.name, "values": [_or_none(value) for value in self.values],
-                "event_time_ms": self.event_time_ms,
-                "episode": {name: _or_none(value) for name, value in self.episode.items()}}
+        body: dict[str, Any] = {"service": DECISION_V1.name, "values": [_or_none(value) for value in self.values],
+                                "event_time_ms": self.event_time_ms}
+        if self.episode is not None:
+            body["episode"] = {name: _or_none(value) for name, value in self.episode.items()}
+        return body
 
     @classmethod
     def from_dict(cls, body: dict[str, Any] | None, failed: str = "") -> Features:
         if body is None:
             return cls(None, {}, failed)
-        episode = {name: _or_nan(value) for name, value in body.get("episode", {}).items()}
+        episode = {name: _or_nan(value) for name, value in body["episode"].items()} if "episode" in body else None
         return cls(tuple(map(_or_nan, body["values"])), body["event_time_ms"], episode=episode)
 
 
@@ -95,7 +98,7 @@ def plan(state: HubState, request: dict[str, Any], features: Features) -> Plan:
             else:
                 ask[policy_id] = role
     stale = [{"part": f"features {group}", "reason": f"{reason}; taken as missing"}
-             for group, reason in unfit.items() if reason != ABSENT]
+             for group, reason in unfit.items() if reason not in (ABSENT, NO_VALUES)]
     return Plan(decision_id, state.position, draw, ask, (*stale, *lacking))
 
 
@@ -201,12 +204,15 @@ def _unfit(request: dict[str, Any], features: Features) -> dict[str, str]:
     unfit = {}
     for group, ttl_ms in DECISION_V1.ttl_ms.items():
         age_ms = request["time_ms"] - features.event_time_ms.get(group, -(10**15))
+        indicator = DECISION_V1.indicators.get(group)
         if group not in features.event_time_ms:
             unfit[group] = ABSENT
         elif age_ms < 0:
             unfit[group] = f"event time lies {-age_ms} ms in the future"
         elif age_ms > ttl_ms:
             unfit[group] = f"stale: older than {ttl_ms / SECOND_MS:g} s"
+        elif indicator is not None and features.values is not None and features.values[indicator] == 1:
+            unfit[group] = NO_VALUES
     return unfit
 
 

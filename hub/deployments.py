@@ -28,9 +28,10 @@ from hub.config import HubConfig
 from hub.decide import Answer, Features
 from hub.head_rack import HeadRack
 from hub.home import Home
+from hub.scores import with_scores
 from hub.service import HubService
 from hub.state import HubState, catch_up, folded
-from policies.clock import ClockChoice
+from policies.clock import ClockChoice, LiveClock
 from policies.errors import HubError, WriterUnavailable
 from policies.registry import PolicyFolder
 from policies.types import Context, Role
@@ -38,6 +39,8 @@ from sentry.ledger import LedgerReader
 
 NAMESPACE = "hub"
 SENTRY, FEEDER = "sentry", "feeder"
+
+FEEDER_PATIENCE_S = 0.25  # the first bars of some hours are prepared within it
 
 Result = TypeVar("Result")
 
@@ -75,10 +78,16 @@ class ChallengerHead(_HeadShell):
 class _Folding:
     """A deployment's own fold of the ledger."""
 
-    def __init__(self, home: Home, redis_url: str, deadline_s: float) -> None:
+    def __init__(self, home: Home, redis_url: str, deadline_s: float, clock: ClockChoice) -> None:
         self._reader = LedgerReader(home.ledger)
         self._state = folded(self._reader)
         self._features = RedisFeatures(redis_url, deadline_s)
+        self._live = LiveClock() if clock.mode == "live" else None
+
+    async def _read(self, symbol: str, state: HubState) -> Features:
+        """As of now: in replay the clock lives in the ingress, and the ledger's last row is the latest known of it."""
+        now_ms = self._live.now_ms() if self._live else state.latest_ms
+        return with_scores(await self._features.read(symbol, now_ms), state.scores, symbol, now_ms)
 
     def _now(self) -> HubState:
         catch_up(self._state, self._reader)
@@ -90,7 +99,7 @@ class ParamBandits(_Folding):
     async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
         """The proposal for a strategy in a symbol's present market, or in the normal flat one, and what arms know."""
         state = self._now()
-        features = await self._features.read(symbol, state.latest_ms) if symbol else Features(None, {})
+        features = await self._read(symbol, state) if symbol else Features(None, {})
         values = features.values if features.values is not None else (math.nan,) * len(DECISION_V1)
         arms = state.params.arms(strategy, values)
         return {"strategy": strategy, "symbol": symbol, "bucket": state.params.bucket(values),
@@ -105,7 +114,7 @@ class EpisodeMemory(_Folding):
     async def knn(self, symbol: str, k: int) -> dict[str, Any]:
         """Episodes like a symbol's present market, nearest first."""
         state = self._now()
-        features = await self._features.read(symbol, state.latest_ms)
+        features = await self._read(symbol, state)
         episodes = len(state.memory) if state.memory is not None else 0
         return {"symbol": symbol, "k": k, "episodes": episodes, "degraded": features.failed,
                 "neighbours": decide.neighbours(state, features, state.latest_ms, k)}
@@ -223,21 +232,37 @@ class RayWriter:
 
 
 class RayFeeder:
-    """A feeder that is away shows as stale features, which is what the decision's own check is for."""
+    """A feeder that is away shows as stale features, which is what the decision's own check is for.
+
+    A call waits for a feeder that keeps up, so that a replay decides on the bar that has just closed. One that was
+    late, or failed, is told the time and not waited for until it has answered again: nobody queues behind it.
+    """
 
     def __init__(self, live: bool) -> None:
         self._live = live
         self._actor = ray.get_actor(FEEDER, namespace=NAMESPACE)
+        self._under_way: asyncio.Future[None] | None = None
+        self._keeps_up, self._reached_ms = True, -1
 
-    async def advance(self, now_ms: int) -> None:
-        if not self._live:
-            await self.take_in(now_ms)
+    async def advance(self, now_ms: int) -> bool:
+        return self._live or await self.take_in(now_ms)
 
-    async def take_in(self, now_ms: int) -> None:
+    async def take_in(self, now_ms: int) -> bool:
+        """Whether the feeder has come to now_ms."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.ensure_future(self._told(now_ms))
+        if not self._keeps_up:
+            return False
+        done, _ = await asyncio.wait([self._under_way], timeout=FEEDER_PATIENCE_S)
+        self._keeps_up = bool(done) and self._keeps_up
+        return self._keeps_up and self._reached_ms >= now_ms
+
+    async def _told(self, now_ms: int) -> None:
         try:
-            await asyncio.wait_for(self._actor.advance.remote(now_ms), 1.0)
-        except (TimeoutError, ray.exceptions.RayError):
-            return
+            await self._actor.advance.remote(now_ms)
+            self._keeps_up, self._reached_ms = True, now_ms
+        except ray.exceptions.RayError:
+            self._keeps_up = False
 
 
 class ServeExtras:

@@ -51,10 +51,11 @@ def fill_features(home: Home, config: HubConfig, data_dir: str | None, say: Say)
         choice, market = settle(config, data_dir)
         say(f"market: {market.describe()}")
         redis_url = _redis_of_this_run(home, config, stack)
-        repo = FeatureRepo(home.root, redis_url or f"redis://127.0.0.1:{config.storage.redis_port}/0", timeout_s=1.0)
+        repo = FeatureRepo(home.root, redis_url or f"redis://127.0.0.1:{config.storage.redis_port}/0", market.origin,
+                           timeout_s=1.0)
         repo.apply()
         say(f"applied: {len(repo.definitions.views)} views, services {', '.join(repo.definitions.services)}")
-        statistics = FeatureStatistics(home.features / "statistics.duckdb")
+        statistics = FeatureStatistics(repo.offline.folder / "statistics.duckdb")
         _back_fill(choice, market, repo, statistics, say)
         _write_ledger_views(home, repo, say)
         if redis_url is None:

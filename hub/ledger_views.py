@@ -6,6 +6,7 @@ which position of which ledger they reach.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,13 @@ class LedgerViews:
             for view, count in self._write_page(rows).items():
                 added[view] += count
             position = rows[-1].position
-            self._marker.write_bytes(orjson.dumps({"ledger": ledger, "position": position}))
+            beside = self._marker.with_suffix(".part")
+            beside.write_bytes(orjson.dumps({"ledger": ledger, "position": position}))
+            beside.replace(self._marker)
         return dict(added)
 
     def _write_page(self, rows: list[Row]) -> dict[str, int]:
-        created_ms = rows[-1].at_ms
+        created_ms = time.time_ns() // 1_000_000
         decisions = [row.body for row in rows if row.kind == "decision" and row.body["features"] is not None]
         outcomes = [row for row in rows if row.kind == "outcome" and row.body["origin"] == "hub"]
         added = {"outcomes": self._repo.append_outcomes([self._outcome(row) for row in outcomes], created_ms),

@@ -62,7 +62,8 @@ class _HubCollector(Collector):
                      float(all(groups is not None for groups in self._ages.values())))
         age = GaugeMetricFamily("hub_feature_age_seconds", "Since the newest row", labels=["symbol", "group"])
         for entry in feature_ages(self._ages):
-            age.add_metric([entry["symbol"], entry["group"]], entry["age_ms"] / 1_000)
+            if entry["age_ms"] is not None:
+                age.add_metric([entry["symbol"], entry["group"]], entry["age_ms"] / 1_000)
         yield age
 
     def _latency(self) -> Iterator[Metric]:

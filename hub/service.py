@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import DECISION_V1, GROUPS
 from hub import decide
 from hub.config import ServerConfig
 from hub.decide import Answer, Features
+from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
@@ -65,12 +66,12 @@ class Writer(Protocol):
 
 
 class Feeder(Protocol):
-    async def advance(self, now_ms: int) -> None:
-        """Bring the online store to the clock; in live mode the feeder runs by itself and this returns at once."""
+    async def advance(self, now_ms: int) -> bool:
+        """Bring the online store to the clock; whether it is there. In live mode the feeder runs by itself."""
         ...
 
-    async def take_in(self, now_ms: int) -> None:
-        """Bring what the ledger has recorded for the feeder into the online store."""
+    async def take_in(self, now_ms: int) -> bool:
+        """Bring what the ledger has recorded for the feeder into the online store; whether it is there."""
         ...
 
 
@@ -129,23 +130,25 @@ class HubService:
         self.seen.decisions[answer["role"], "acted" if answer["acts"] else "observed"] += 1
         for entry in answer["degraded"]:
             self.seen.count_degraded(entry["part"], entry["reason"])
-        await self._observe_parts({entry["part"]: entry["reason"] for entry in answer["degraded"]}, asked["symbol"],
-                                  time_ms)
+        if answer["decision_id"] is not None:  # what could not record a decision cannot record this either
+            degraded = {entry["part"]: entry["reason"] for entry in answer["degraded"]}
+            await self._observe_parts(degraded, asked["symbol"], time_ms)
         return answer
 
     async def _observe_parts(self, degraded: dict[str, str], symbol: str, now_ms: int) -> None:
         """Record when a part begins or ceases to be degraded. Not heads: their failures are in the decisions.
 
-        A group of features is a part per symbol, "features bars of BTC".
+        A group of features is a part per symbol, "features bars of BTC". While nothing can be read, nothing is known of
+        single groups.
         """
         now = {_part_of(part, symbol): reason for part, reason in degraded.items() if not part.startswith("head ")}
-        others = {part for part in self.state.degraded
-                  if part.startswith("features ") and not part.endswith(f" of {symbol}")}
-        before = self.state.degraded.keys() - others
+        unknown = {part for part in self.state.degraded
+                   if part.startswith("features ") and ("features" in now or not part.endswith(f" of {symbol}"))}
+        before = self.state.degraded.keys() - unknown
         changed = [("degraded", part, now[part]) for part in now.keys() - before]
         changed += [("recovered", part, "") for part in before - now.keys()]
-        for what, part, reason in sorted(changed):
-            with contextlib.suppress(WriterUnavailable):  # the writer's own absence cannot be written
+        with contextlib.suppress(WriterUnavailable):  # the writer's own absence cannot be written
+            for what, part, reason in sorted(changed):
                 await self.writer.observe({"what": what, "policy_id": None, "figure": None,
                                            "detail": {"part": part, "reason": reason}}, now_ms)
         if changed:
@@ -166,8 +169,7 @@ class HubService:
     async def _tick(self, time_ms: int) -> None:
         """Once per moment of the clock: features up to it, and the epoch's end."""
         async with self._tick_lock:
-            if time_ms > self._ticked_ms:
-                await self._feeder.advance(time_ms)
+            if time_ms > self._ticked_ms and await self._feeder.advance(time_ms):
                 self._ticked_ms = time_ms
             if self.state.epoch_expired(time_ms):
                 await self.writer.expire_epoch(time_ms)
@@ -175,8 +177,9 @@ class HubService:
 
     async def _attempt(self, request: dict[str, Any], request_hash: str) -> dict[str, Any] | None:
         """One try: the answer, or None if something that decides who may act came in between."""
-        features = await self._features.read(request["symbol"], request["time_ms"])
+        stored = await self._features.read(request["symbol"], request["time_ms"])
         self.catch_up()
+        features = with_scores(stored, self.state.scores, request["symbol"], request["time_ms"])
         planned = decide.plan(self.state, request, features)
         answers: dict[str, Answer] = {}
         remembered = None
@@ -234,16 +237,22 @@ class HubService:
         return answer
 
     async def push_score(self, pushed: dict[str, Any]) -> dict[str, Any]:
-        """Record a ScoreBody (as a dict). From the answer on, decisions of its symbol see it."""
+        """Record a ScoreBody (as a dict). From the answer on, decisions of its symbol see it.
+
+        With a time_ms it is recorded once, however often it is sent; without one it is a new score each time.
+        """
         self.require_symbol(pushed["symbol"])
-        now_ms = self.clock.now_ms()
-        time_ms = now_ms if pushed["time_ms"] is None else pushed["time_ms"]
-        if time_ms > now_ms + (LIVE_TOLERANCE_MS if self.clock.mode == "live" else 0):
-            raise InvalidInput("time_ms", f"<= {now_ms}, the hub's clock", time_ms)
-        score = {**pushed, "time_ms": min(time_ms, now_ms)}
-        key = "/".join(["sentiment", *(str(score[name]) for name in ("source", "symbol", "time_ms"))])
-        answer = await self.writer.observe({"what": "sentiment", "policy_id": None, "figure": score["score"],
-                                            "detail": score, "key": key}, now_ms)
+        now_ms, made_ms = self.clock.now_ms(), pushed["time_ms"]
+        if made_ms is not None:
+            tolerance_ms = LIVE_TOLERANCE_MS if self.clock.mode == "live" else 0
+            oldest_ms = now_ms - GROUPS[pushed["source"]].ttl_ms
+            if not oldest_ms <= made_ms <= now_ms + tolerance_ms:
+                raise InvalidInput("time_ms", f"{oldest_ms}..{now_ms}, by the hub's clock", made_ms)
+        key = None if made_ms is None else f"sentiment/{pushed['source']}/{pushed['symbol']}/{made_ms}"
+        detail = {**pushed, "time_ms": now_ms if made_ms is None else made_ms}
+        answer = await self.writer.observe({"what": SENTIMENT, "policy_id": None, "figure": pushed["score"],
+                                            "detail": detail, "key": key}, now_ms)
+        self.catch_up()
         await self._feeder.take_in(now_ms)
         return {"accepted": answer["accepted"], "key": key, "position": answer["position"]}
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from feature_repo.features import DECISION_V1
 from hub.config import HubConfig, grids_of, parse_recorded
+from hub.recorded_scores import SENTIMENT, RecordedScore, score_of
 from policies.rows import BLOCKING_KINDS, BOOK, LLM_ONLY, NewRow, Row
 from policies.track_record import TrackRecord
 from policies.types import STRATEGIES, Judgement, Outcome, Role
@@ -110,6 +111,7 @@ class HubState:
         self.llm_only_decisions = 0
         self.outcomes = 0
         self.degraded: dict[str, str] = {}  # part: reason, of what is degraded now
+        self.scores: dict[tuple[str, str], RecordedScore] = {}  # the newest, by symbol and source
         self.latest_ms = 0
         self._remembers = remembers
         self._trades: OrderedDict[str, Trade] = OrderedDict()
@@ -253,6 +255,10 @@ class HubState:
             self.degraded[detail["part"]] = detail["reason"]
         elif what == "recovered":
             self.degraded.pop(detail["part"], None)
+        elif what == SENTIMENT:
+            held = self.scores.get((detail["symbol"], detail["source"]))
+            if held is None or detail["time_ms"] >= held.made_ms:
+                self.scores[detail["symbol"], detail["source"]] = score_of(row)
 
     def _learn(self, decision_id: str, taken: Trade, trade: dict[str, Any], now_ms: int) -> None:
         """A trade is learnt when its final part is in; a revision first takes back what was learnt."""
@@ -420,7 +426,7 @@ def _of_this_service(features: list[float | None] | None) -> bool:
 def episode_features(decision: dict[str, Any]) -> dict[str, float | None]:
     """`episode_v1` of a decision's row: what was stored, the account as the request had it, the weights as answered."""
     portfolio = decision["request"]["portfolio"]
-    return {**decision["features"]["episode"], "current_leverage": portfolio["current_leverage"],
+    return {**decision["features"].get("episode", {}), "current_leverage": portfolio["current_leverage"],
             "unrealised_pnl_pct": portfolio["unrealised_pnl"] / portfolio["equity"],
             **{f"weight_{strategy}": weight for strategy, weight in decision["weights"].items()}}
 

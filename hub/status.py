@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 
 def feature_ages(ages: dict[str, dict[str, int] | None]) -> list[dict[str, Any]]:
-    """One entry per symbol and group of `decision_v1` that was ever written: a feed that dies is seen by its age."""
-    return [{"symbol": symbol, "group": group, "age_ms": age_ms, "ttl_ms": DECISION_V1.ttl_ms[group],
-             "fresh": 0 <= age_ms <= DECISION_V1.ttl_ms[group], "required": group in DECISION_V1.required_groups}
-            for symbol, groups in ages.items() for group, age_ms in (groups or {}).items()
-            if group in DECISION_V1.groups]
+    """One entry per symbol and group of `decision_v1` that was ever written, and per required one: a feed that dies is
+    seen by its age. age_ms None: never written, or nothing can be read.
+    """
+    told = []
+    for symbol, groups in ages.items():
+        known = dict.fromkeys(DECISION_V1.required_groups) | (groups or {})
+        for group in (group for group in known if group in DECISION_V1.groups):
+            age_ms, ttl_ms = known[group], DECISION_V1.ttl_ms[group]
+            told.append({"symbol": symbol, "group": group, "age_ms": age_ms, "ttl_ms": ttl_ms,
+                         "fresh": age_ms is not None and 0 <= age_ms <= ttl_ms,
+                         "required": group in DECISION_V1.required_groups})
+    return told
 
 
 def status(service: HubService, market: str, ages: dict[str, dict[str, int] | None]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import psutil
 import ray
 from ray import serve
 
+from feature_repo.features import DECISION_V1
 from feature_repo.redis_server import EmbeddedRedis
 from hub import engine
 from hub.actors import FeederShell, sentry_parts
@@ -32,6 +33,7 @@ from hub.home import Home
 from hub.market import MarketChoice, replay_range, settle
 from policies.clock import ClockChoice
 from policies.errors import HubError
+from policies.registry import PolicyFolder
 from sentry.actor import SentryShell
 from sentry.ledger import LedgerReader
 
@@ -201,17 +203,27 @@ def _start_mlflow(hub: Running, say: Say) -> None:
 
 
 def _first_heads(hub: Running, say: Say) -> None:
-    """Train and register the first heads if the ledger knows none; the hub serves the LLM alone meanwhile."""
+    """Train and register the first heads if none can be served; the hub serves the LLM alone meanwhile."""
     ops = {"Authorization": f"Bearer {hub.home.tokens()['ops']}"}
     with httpx.Client(base_url=hub.url, headers=ops, timeout=60.0) as client:
-        if client.get("/v1/policies").raise_for_status().json()["policies"]:
+        known = client.get("/v1/policies").raise_for_status().json()["policies"]
+        if any(_is_served(hub, policy["policy_id"]) for policy in known):
             return
-        say("heads: none registered yet; training the first ones")
+        say(f"heads: {'none of the registered ones can be served' if known else 'none registered yet'}; "
+            "training the first ones")
         for path in _trained(hub, say):
             answer = client.post("/v1/policies", content=path.read_bytes())
             if answer.status_code != 200:
                 raise NotStarted(f"the hub refused {path}: {answer.text}")
             say(f"heads: registered {answer.json()['alias']} as {answer.json()['policy_id'][:12]}")
+
+
+def _is_served(hub: Running, policy_id: str) -> bool:
+    """Whether its bundle is there and made for the features of today."""
+    try:
+        return PolicyFolder(hub.home.policies).get(policy_id).manifest.features == DECISION_V1.names
+    except HubError:
+        return False
 
 
 def _trained(hub: Running, say: Say) -> list[Path]:

@@ -135,7 +135,7 @@ def _joined(repo: FeatureRepo, sources: Sequence[FrameSource], run: Bars) -> Fea
     frames = gathered(sources, run.symbol, start_ms, stop_ms)
     for frame in frames.values():
         if len(frame):
-            repo.append(run.symbol, frame, stop_ms)
+            repo.append(run.symbol, frame, time.time_ns() // 1_000_000)
     times = frames[BARS].event_time_ms
     table = repo.training_frame([run.symbol], times[times >= start_ms])
     return rows_by_symbol(table, DECISION_V1.names)[run.symbol]
@@ -152,7 +152,7 @@ def _keep_labels(repo: FeatureRepo, dataset: Dataset, bracket: str) -> None:
         own = dataset.take(dataset.symbol == symbol)
         returns = np.column_stack([own.long_return, own.short_return])
         repo.append_labels(LabelRows(str(symbol), bracket, own.event_time_ms, own.known_ms, returns),
-                           int(own.known_ms.max()))
+                           time.time_ns() // 1_000_000)
 
 
 def _as_known(repo: FeatureRepo, part: Dataset, bracket: str, as_of_ms: int) -> Dataset:
@@ -202,7 +202,7 @@ def _write_packed(home: Path, bundle: Bundle) -> None:
     """A reader sees the old file or the new one, whole."""
     path = packed_path(home, bundle)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # two that train at once must not share it
     part.write_bytes(pack_bundle(bundle))
     os.replace(part, path)
 
@@ -236,7 +236,7 @@ def main(home: Path, market: str, data_dir: str | None, symbols: str, seed: int,
         opened = _open_market(market, data_dir, symbols.split(","), seed, signal, generated_bars)
         click.echo(opened.describe())
         # Only the offline store is used; the online one is named because Feast wants an address.
-        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0")
+        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", opened.origin)
         bundles = train_first_heads(opened, repo, home, time.time_ns() // 1_000_000, until_ms=until_ms,
                                     settings=settings, progress=click.echo)
     except HubError as error:

@@ -60,7 +60,8 @@ def live_in(home: Home, config: HubConfig, episodes: int) -> None:
 
 
 def _trained(home: Home, config: HubConfig, market: Market, until_ms: int) -> list[Path]:
-    repo = FeatureRepo(home.root, f"redis://127.0.0.1:{config.storage.redis_port}/0")  # only its offline store is used
+    # Only its offline store is used.
+    repo = FeatureRepo(home.root, f"redis://127.0.0.1:{config.storage.redis_port}/0", market.origin)
     bundles = train_first_heads(market, repo, home.root, until_ms, config.market.symbols, until_ms, TRAINING)
     return [packed_path(home.root, bundle) for bundle in bundles]
 

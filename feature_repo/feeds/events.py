@@ -65,7 +65,7 @@ class Funding:
 
 @dataclass(frozen=True, eq=False)
 class Book:
-    """bids, asks: float64 (k, 2), price and size (base units, > 0), the best first; k may be 0. Never crossed."""
+    """bids, asks: float64 (k, 2), price and size (base units, > 0), the best first; k may be 0. They may cross."""
 
     symbol: str
     time_ms: int
@@ -134,9 +134,9 @@ def trade(wire: Any, received_ms: int) -> Trade:
 
 
 def mids(wire: Any, received_ms: int) -> dict[str, Mid]:
-    """{name: price} of REST, or {mids: {name: price}} of the websocket."""
-    return _read("mids", wire, lambda w: {_name(name): Mid(name, received_ms, _positive(price))
-                                          for name, price in w.get("mids", w).items()})
+    """{name: price} of REST, or {mids: {name: price}} of the websocket. A coin without a price has no mid."""
+    return _read("mids", wire, lambda w: {_name(name): Mid(name, received_ms, _number(price))
+                                          for name, price in w.get("mids", w).items() if _number(price) > 0})
 
 
 def _read(kind: str, wire: Any, parse: Callable[[Any], Event]) -> Event:
@@ -166,8 +166,6 @@ def _book(wire: Any, received_ms: int) -> Book:
     bids, asks = _levels(bid_levels), _levels(ask_levels)
     if (np.diff(bids[:, 0]) >= 0).any() or (np.diff(asks[:, 0]) <= 0).any():
         raise ValueError("levels are not sorted from the best")
-    if len(bids) and len(asks) and bids[0, 0] >= asks[0, 0]:
-        raise ValueError("crossed")
     return Book(_name(wire["coin"]), _time(wire["time"]), received_ms, bids, asks)
 
 
@@ -179,8 +177,6 @@ def _quote(wire: Any, received_ms: int) -> Quote:
     bid, ask = wire["bbo"]
     bid_price, bid_size = (None, None) if bid is None else (_positive(bid["px"]), _positive(bid["sz"]))
     ask_price, ask_size = (None, None) if ask is None else (_positive(ask["px"]), _positive(ask["sz"]))
-    if bid_price is not None and ask_price is not None and bid_price >= ask_price:
-        raise ValueError("crossed")
     return Quote(_name(wire["coin"]), _time(wire["time"]), received_ms, bid_price, bid_size, ask_price, ask_size)
 
 

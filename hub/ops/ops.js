@@ -247,7 +247,7 @@ function showDegraded(rows) {
 function showFeatures(rows) {
   const bySymbol = new Map();
   rows.forEach((row) => {
-    const text = `${row.group} ${age(row.age_ms)}${row.fresh ? "" : " stale"}`;
+    const text = known(row.age_ms) ? `${row.group} ${age(row.age_ms)}${row.fresh ? "" : " stale"}` : `${row.group} absent`;
     bySymbol.set(row.symbol, [...(bySymbol.get(row.symbol) || []), text]);
   });
   showPairs(byId("features"), bySymbol.size ? [...bySymbol].map(([symbol, groups]) => [symbol, groups.join(", ")])

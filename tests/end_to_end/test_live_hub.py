@@ -103,7 +103,7 @@ def test_a_live_hub_decides_on_what_the_exchange_says_and_names_the_feed_that_st
     assert stale(answer) == set()
     assert (seen["imbalance_1"], seen["imbalance_20"]) == pytest.approx((-0.5, (100 - 303) / 403))
     assert seen["funding_rate"] in [float(row["fundingRate"]) for row in exchange.funding[SYMBOL]]
-    offline = live_hub.home / "features" / "bars" / SYMBOL
+    offline = live_hub.home / "features" / "hyperliquid" / "bars" / SYMBOL
     eventually(lambda: list(offline.glob("*.parquet")) != [], "live bars are kept offline", 30.0)
     exchange.stop()
     eventually(lambda: "features quote" in stale(decided(live_hub)), "the quote is past its ttl", 60.0)

@@ -129,7 +129,7 @@ def test_a_score_that_was_acknowledged_is_seen_by_the_next_decision_and_by_train
     seen = dict(zip(DECISION_V1.names, row.body["features"]["values"], strict=True))
     assert (seen["twitter_score"], seen["twitter_confidence"], seen["twitter_missing"]) == (-0.25, 0.75, 0.0)
     assert row.body["features"]["event_time_ms"]["twitter"] == now_ms
-    kept = running_hub.home / "features" / "twitter" / "ETH"
+    kept = running_hub.home / "features" / "generated_seed_7_signal_1" / "twitter" / "ETH"
     until(lambda: kept.exists() and list(kept.glob("*.parquet")), "the score is in the offline store")
 
 

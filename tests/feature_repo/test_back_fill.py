@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feature_repo.back_fill import CHUNK_MS, BackFill, Filled
-from feature_repo.features import BARS, FEAR_GREED, MINUTE_MS, PRICE
+from feature_repo.features import BARS, DECISION_V1, FEAR_GREED, MINUTE_MS, PRICE
 from feature_repo.frames import GroupFrame
 from feature_repo.generated import START_MS, GeneratedMarket
 from feature_repo.sources import BarSource
@@ -77,3 +77,35 @@ def test_new_bars_are_all_that_a_later_run_adds(repo: FeatureRepo, market: Gener
     later = GeneratedMarket(2, symbols=("BTC",), bars=2_010)
     added = [step.added for step in BackFill(later, [BarSource(later)], repo).run("BTC", NOW_MS)]
     assert sum(added) == 2 * 10, "ten bars, BARS and PRICE each"
+
+
+def test_a_hole_before_what_is_held_is_filled_and_its_days_are_counted_anew(
+        job: BackFill, repo: FeatureRepo, market: GeneratedMarket, statistics: FeatureStatistics) -> None:
+    whole = bar_frames(market.bars("BTC"))
+    for frame in whole.values():
+        repo.append("BTC", frame.slice(len(frame) * 3 // 4, len(frame)), NOW_MS)
+    recent = whole[BARS].slice(50_000, 60_000)
+    statistics.record("BTC", recent.event_time_ms, np.zeros((len(recent), len(DECISION_V1))))
+    steps = list(job.run("BTC", NOW_MS))
+    assert [step.until_ms for step in steps] == [START_MS + MINUTE_MS + CHUNK_MS - 1, NOW_MS]
+    held = {extent.view: extent.rows for extent in repo.offline.extents()}
+    assert {group: held[group] for group in whole} == {group: len(frame) for group, frame in whole.items()}
+    assert statistics.histograms("BTC")[1][:, 0].sum() == len(whole[BARS])
+
+
+def test_a_run_that_failed_between_two_groups_is_completed_by_the_next(
+        job: BackFill, repo: FeatureRepo, market: GeneratedMarket, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = repo.append
+
+    def failing(symbol: str, frame: GroupFrame, created_ms: int) -> int:
+        if frame.group == PRICE:
+            raise OSError("disk full")
+        return append(symbol, frame, created_ms)
+
+    monkeypatch.setattr(repo, "append", failing)
+    with pytest.raises(OSError, match="disk full"):
+        list(job.run("BTC", NOW_MS))
+    monkeypatch.undo()
+    list(job.run("BTC", NOW_MS))
+    held = {extent.view: extent.rows for extent in repo.offline.extents()}
+    assert held[PRICE] == held[BARS] == BARS_COUNT - LOOKBACK_BARS + 1

@@ -42,6 +42,10 @@ def feeder(market: GeneratedMarket, repo: FeatureRepo) -> Feeder:
     return made
 
 
+def everything(feeder: Feeder) -> dict[tuple[str, str], GroupFrame]:
+    return feeder.known(START_MS, START_MS + 400 * MINUTE_MS)
+
+
 def test_no_value_is_written_before_it_was_known(feeder: Feeder, repo: FeatureRepo) -> None:
     feeder.advance(FIRST_ROW_MS - 1)
     assert all(BARS not in times for times in repo.online_event_times(SYMBOLS).values())
@@ -72,26 +76,35 @@ def test_same_bar_is_written_once(feeder: Feeder) -> None:
 
 def test_store_that_lost_its_content_is_rebuilt_from_the_offline_store(
         feeder: Feeder, repo: FeatureRepo, redis_client: Any) -> None:
-    feeder.keep(feeder.held(), FIRST_ROW_MS)
+    feeder.keep(everything(feeder), FIRST_ROW_MS)
     mood = GroupFrame(REDDIT, np.array([FIRST_ROW_MS - HOUR]), np.array([[0.5, 0.9]]))
     repo.append("ETH", mood, FIRST_ROW_MS)
-    feeder.advance(FIRST_ROW_MS)
+    assert not feeder.advance(FIRST_ROW_MS).lost
     before = repo.online_event_times(SYMBOLS)
     redis_client.flushall()
-    fed = feeder.advance(FIRST_ROW_MS)
-    assert fed.restore_s is not None
-    assert fed.rows_written == 0, "all of it came from the offline store"
+    assert feeder.restore(FIRST_ROW_MS) == 7, "bars, prices and funding of two symbols, and a mood"
     after = repo.online_event_times(SYMBOLS)
     assert after["ETH"].pop(REDDIT) == FIRST_ROW_MS - HOUR, "also what the feeder does not hold"
     assert after == before
-    assert feeder.advance(FIRST_ROW_MS).restore_s is None
+    assert feeder.advance(FIRST_ROW_MS).rows_written == 0, "all of it came from the offline store"
+
+
+def test_a_restore_that_ends_late_is_put_right_by_the_next_step(feeder: Feeder, repo: FeatureRepo) -> None:
+    feeder.keep(everything(feeder), FIRST_ROW_MS)
+    later_ms = FIRST_ROW_MS + MINUTE_MS
+    feeder.advance(later_ms)
+    feeder.restore(FIRST_ROW_MS)
+    assert repo.online_event_times(["BTC"])["BTC"][BARS] == FIRST_ROW_MS
+    feeder.advance(later_ms)
+    assert repo.online_event_times(["BTC"])["BTC"][BARS] == later_ms
 
 
 def test_rows_that_were_not_kept_yet_are_written_again_from_memory(
         feeder: Feeder, repo: FeatureRepo, redis_client: Any) -> None:
     feeder.advance(FIRST_ROW_MS)
     redis_client.flushall()
-    feeder.advance(FIRST_ROW_MS)
+    assert feeder.advance(FIRST_ROW_MS).lost
+    assert not feeder.advance(FIRST_ROW_MS).lost
     assert repo.online_event_times(SYMBOLS)["ETH"][BARS] == FIRST_ROW_MS
 
 
@@ -115,7 +128,7 @@ def test_prepared_range_holds_what_becomes_known_in_it_and_what_is_fresh_at_its_
 
 
 def test_keeping_the_same_rows_again_adds_none(feeder: Feeder) -> None:
-    held = feeder.held()
+    held = everything(feeder)
     assert feeder.keep(held, START_MS) == sum(map(len, held.values()))
     assert feeder.keep(held, START_MS + 1) == 0
 

@@ -33,8 +33,9 @@ def test_rows_lie_in_one_file_per_month_and_their_extent_is_known(files: Offline
     assert sorted(path.name for path in (files.folder / "view" / "BTC").iterdir()) == [
         "2025-06.parquet", "2025-07.parquet", "2025-08.parquet"]
     assert files.extents() == [Extent("view", "BTC", 6, times[0], times[-1])]
-    assert files.newest_ms("view", "BTC") == times[-1]
-    assert files.newest_ms("view", "ETH") is None
+    assert files.event_times("view", "BTC", times[1], times[4]).tolist() == times[1:5]
+    assert files.event_times("view", "BTC", 0, START - 1).tolist() == []
+    assert files.event_times("view", "ETH", 0, times[-1]).tolist() == []
 
 
 def test_the_same_rows_again_add_nothing_and_a_correction_adds_one(files: OfflineFiles) -> None:
@@ -46,6 +47,13 @@ def test_the_same_rows_again_add_nothing_and_a_correction_adds_one(files: Offlin
     held = pq.read_table(next((files.folder / "view" / "BTC").iterdir())).to_pydict()
     assert held["x"][:3] == [1.0, 1.5, 1.0]
     assert [stamp.timestamp() for stamp in held["created"][:3]] == [0.0, 0.006, 0.008]
+
+
+def test_of_rows_that_come_twice_at_once_the_last_one_counts(files: OfflineFiles) -> None:
+    assert append(files, [START, START, START + 1], [1.0, 2.0, 3.0]) == 2
+    assert append(files, [START, START, START + 1], [1.0, 2.0, 3.0]) == 0
+    held = pq.read_table(next((files.folder / "view" / "BTC").iterdir())).to_pydict()
+    assert held["x"] == [2.0, 3.0]
 
 
 def test_a_write_that_was_cut_off_leaves_the_old_file_whole(

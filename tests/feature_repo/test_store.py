@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from feature_repo.features import BARS, DECISION_V1, EPISODE_V1, FEAR_GREED, FUN
 from feature_repo.frames import GroupFrame, assemble
 from feature_repo.online import OnlineReader
 from feature_repo.store import (
+    ONLINE_GROUPS,
     EmbeddingRow,
     FeatureRepo,
     LabelRows,
@@ -83,6 +85,20 @@ async def test_materialize_serves_the_newest_fresh_row_of_each_group(repo: Featu
     await reader.close()
 
 
+def test_materialize_leaves_what_feasts_own_job_leaves(
+        repo: FeatureRepo, random_bars: MakeBars, redis_client: Any) -> None:
+    frames = kept(repo, random_bars, "BTC", "kPEPE", "PURR/USDC")
+    now_ms = int(frames["BTC"][BARS].event_time_ms[150]) + 59_999
+    repo.materialize(now_ms)
+    ours = {key: redis_client.hgetall(key) for key in redis_client.scan_iter()}
+    redis_client.flushall()
+    for group in ONLINE_GROUPS:
+        start, stop = (pd.Timestamp(ms, unit="ms", tz="UTC") for ms in (now_ms - GROUPS[group].ttl_ms, now_ms))
+        repo.feast.materialize(start, stop, feature_views=[group])
+    assert len(ours) == 3
+    assert {key: redis_client.hgetall(key) for key in redis_client.scan_iter()} == ours
+
+
 def test_a_label_is_joined_only_once_its_trade_is_over(repo: FeatureRepo) -> None:
     decided = np.array([0, 1, 2]) * MINUTE_MS + 1_750_000_020_000
     values = np.array([[0.1, -0.1], [0.2, -0.2], [0.3, -0.3]])
@@ -121,6 +137,23 @@ def test_applying_twice_is_applying_once(repo: FeatureRepo) -> None:
     assert {service.name for service in repo.feast.list_feature_services()} == {"decision_v1", "episode_v1"}
     assert repo.config.project == "elite_trading"
     assert repo.feast.get_feature_view(FUNDING).ttl.total_seconds() * 1_000 == GROUPS[FUNDING].ttl_ms
+
+
+def test_a_registry_that_was_torn_is_made_anew(repo: FeatureRepo, random_bars: MakeBars) -> None:
+    frame = kept(repo, random_bars, "BTC")["BTC"][BARS]
+    registry = repo.offline.folder / "registry.pb"
+    registry.write_bytes(registry.read_bytes()[:100])
+    again = FeatureRepo(repo.home, repo.redis_url)
+    again.apply()
+    assert again.training_frame(["BTC"], frame.event_time_ms[-1:])["ret_1"].tolist() == [frame.values[-1, 0]]
+
+
+def test_rows_of_two_markets_are_never_joined_together(repo: FeatureRepo, random_bars: MakeBars) -> None:
+    frame = kept(repo, random_bars, "BTC")["BTC"][BARS]
+    other = FeatureRepo(repo.home, repo.redis_url, "another")
+    other.apply()
+    assert other.training_frame(["BTC"], frame.event_time_ms[-1:])["ret_1"].isna().all()
+    assert repo.training_frame(["BTC"], frame.event_time_ms[-1:])["ret_1"].notna().all()
 
 
 def test_a_row_of_another_length_is_refused(repo: FeatureRepo) -> None:

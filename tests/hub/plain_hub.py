@@ -174,11 +174,13 @@ class LocalWriter:
 
 
 class StillFeeder:
-    async def advance(self, now_ms: int) -> None:
+    async def advance(self, now_ms: int) -> bool:
         """The features of every minute are there already."""
+        return True
 
-    async def take_in(self, now_ms: int) -> None:
+    async def take_in(self, now_ms: int) -> bool:
         """There is no store to bring anything into."""
+        return True
 
 
 class LocalExtras:

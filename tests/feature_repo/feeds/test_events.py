@@ -40,11 +40,22 @@ def test_book_may_have_an_empty_side() -> None:
 
 @pytest.mark.parametrize("levels", [
     [[level(9, 2), level(10, 1)], [level(11, 3)]], [[level(10, 1)], [level(12, 4), level(11, 3)]],
-    [[level(10, 1), level(10, 1)], [level(11, 3)]], [[level(11, 1)], [level(11, 3)]], [[level(12, 1)], [level(11, 3)]],
+    [[level(10, 1), level(10, 1)], [level(11, 3)]],
     [[level(10, 0)], []], [[level(math.nan, 1)], []], [[level(10, math.inf)], []], [[]], None, [[{"px": "1"}], []]])
-def test_book_that_is_unsorted_crossed_or_not_numbers_is_malformed(levels: Any) -> None:
+def test_book_that_is_unsorted_or_not_numbers_is_malformed(levels: Any) -> None:
     with pytest.raises(MalformedMessage):
         events.book({**BOOK, "levels": levels}, 5)
+
+
+def test_sides_that_cross_for_a_moment_are_what_the_venue_says() -> None:
+    """Features of both sides are then missing; an older book would be taken for the present one."""
+    crossed = events.book({**BOOK, "levels": [[level(12, 1)], [level(11, 3)]]}, 5)
+    assert (crossed.bids[0, 0], crossed.asks[0, 0]) == (12, 11)
+    assert events.quote({**QUOTE, "bbo": [level(12, 1), level(11, 3)]}, 5).bid_price == 12
+
+
+def test_a_coin_without_a_price_has_no_mid_and_the_others_have() -> None:
+    assert set(events.mids({"mids": {"BTC": "100.5", "DEAD": "0.0"}}, 5)) == {"BTC"}
 
 
 @pytest.mark.parametrize(("parse", "wire"), [

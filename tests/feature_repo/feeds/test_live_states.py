@@ -121,8 +121,8 @@ def test_quiet_connection_that_answers_pings_stands(venue: HyperliquidServer, fo
     "", "{", "7", "null", "[]", '"x"', "{}", '{"channel": 7}', '{"channel": "l2Book"}',
     '{"channel": "trades", "data": 3}', '{"channel": "trades", "data": [{"coin": "BTC", "px": "NaN"}]}',
     '{"channel": "candle", "data": {"s": "BTC", "i": "1m"}}', '{"channel": "l2Book", "data": {"coin": "BTC"}}',
-    '{"channel": "bbo", "data": {"coin": "BTC", "time": 5, "bbo": [{"px": "2", "sz": "1"}, {"px": "1", "sz": "1"}]}}',
-    '{"channel": "allMids", "data": {"mids": {"BTC": "-1"}}}', '{"channel": "subscriptionResponse", "data": 1}'])
+    '{"channel": "bbo", "data": {"coin": "BTC", "time": 5, "bbo": [{"px": "-2", "sz": "1"}, {"px": "1", "sz": "1"}]}}',
+    '{"channel": "allMids", "data": {"mids": {"BTC": "high"}}}', '{"channel": "subscriptionResponse", "data": 1}'])
 def test_malformed_message_is_counted_and_the_feed_goes_on(venue: HyperliquidServer, follow: Follow,
                                                            text: str) -> None:
     followed = follow()
