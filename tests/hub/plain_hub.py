@@ -83,7 +83,7 @@ class KeyedFeatures:
     """Standard normal features, times their scale, of the minute that has just closed on the clock.
 
     Settable: `age_ms` of the row, `failed` (why nothing can be read), `fixed` values by feature name,
-    `event_time_ms` of single groups.
+    `event_time_ms` of single groups, `episode` values.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -92,6 +92,7 @@ class KeyedFeatures:
         self.failed = ""
         self.fixed: dict[str, float] = {}
         self.event_time_ms: dict[str, int] = {}
+        self.episode: dict[str, float] | None = {"median_price": 100.0, "mid_price": math.nan}
 
     async def read(self, symbol: str, now_ms: int) -> Features:
         if self.failed:
@@ -101,7 +102,7 @@ class KeyedFeatures:
         for name, value in self.fixed.items():
             values[DECISION_V1.names.index(name)] = value
         times = dict.fromkeys(DECISION_V1.groups, event_ms) | self.event_time_ms
-        return Features(tuple(map(float, values)), times, episode={"median_price": 100.0, "mid_price": math.nan})
+        return Features(tuple(map(float, values)), times, episode=self.episode)
 
 
 class LocalHeads:

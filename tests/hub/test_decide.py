@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_hub import SYMBOLS, PlainHub, llm_view, momentum_bundle, onnx_bundle, portfolio, rows_of
 from pure_state import fold, state_of
 
-from feature_repo.features import BARS, DECISION_V1, DEPTH, EPISODE_V1, FUNDING, MINUTE_MS, QUOTE
+from feature_repo.features import BARS, DECISION_V1, DEPTH, EPISODE_V1, FUNDING, GROUPS, MINUTE_MS, QUOTE
 from hub import decide
 from hub.decide import Answer, Features
 from hub.schemas import llm_view_of
@@ -112,6 +112,28 @@ async def test_what_an_episode_remembers_is_stored_values_account_and_weights(hu
     weights = {f"weight_{strategy}": weight for strategy, weight in trade["weights"].items()}
     assert weights.items() <= context.items()
     assert set(context) <= set(EPISODE_V1.names)
+
+
+async def test_a_trade_decided_before_there_were_episode_features_is_learnt_and_replayed(
+        hub: PlainHub, production: str) -> None:
+    hub.features.episode = None  # as such a row was written
+    trade = await hub.trade(production)
+    row = hub.reader.get("decision", trade["decision_id"])
+    assert row is not None
+    assert "episode" not in row.body["features"]
+    assert Features.from_dict(row.body["features"]).to_dict() == row.body["features"]
+    assert (await hub.report(trade, 0.001))["accepted"] == "recorded"
+    context = hub.reader.query_episodes(1)[0].decision["context"]
+    assert set(context) == {*GROUPS["portfolio"].names, *GROUPS["weights"].names}
+
+
+async def test_a_group_whose_row_holds_no_value_is_missing_for_heads_that_require_it(open_hub: Any) -> None:
+    hub = open_hub()
+    await hub.register(momentum_bundle("needy", required_groups=("bars", "quote")))
+    hub.features.fixed = {"quote_missing": 1.0}
+    answer = await hub.decide_later(llm=llm_view())
+    assert_safe(answer, "head needy", "without values")
+    assert [entry["part"] for entry in answer["degraded"]] == ["head needy"], "one side is no dead feed"
 
 
 @pytest.mark.parametrize(("instead", "reason"), [

@@ -264,3 +264,26 @@ async def test_the_decision_that_reports_the_books_fall_already_takes_no_new_ris
     answer = await hub.decide_later(portfolio=portfolio(equity=0.95 * EQUITY))
     assert answer["action"]["direction"] == "flat"
     assert "book" in {entry["part"] for entry in answer["degraded"]}
+
+
+async def test_a_writer_that_hangs_is_not_asked_to_record_its_own_absence(hub: PlainHub) -> None:
+    hub.features.event_time_ms = {"quote": 0}
+    await hub.decide_later()
+    assert "features quote of BTC" in hub.state.degraded
+    hub.writer.away = True
+    asked = []
+    hub.writer.observe = lambda *given: asked.append(given)  # type: ignore[method-assign, assignment]
+    hub.features.event_time_ms = {}
+    assert (await hub.decide_later())["decision_id"] is None
+    assert asked == []
+
+
+async def test_one_read_that_failed_says_nothing_of_single_groups(hub: PlainHub) -> None:
+    hub.features.event_time_ms = {"quote": 0}
+    await hub.decide_later()
+    hub.features.failed = "Redis is away"
+    await hub.decide_later()
+    assert set(hub.state.degraded) == {"features", "features quote of BTC"}
+    hub.features.failed = ""
+    await hub.decide_later()
+    assert set(hub.state.degraded) == {"features quote of BTC"}
