@@ -42,7 +42,6 @@ BINS = len(EDGES) + 1
 PLACES = BINS + 1  # the last one counts what is missing
 DOUBT_ROWS = BINS / 2
 
-NOT_STATIONARY = ("day_sin", "day_cos", "log_vol_120")  # of lists that do not say themselves
 LEVELS = ("log_vol_120",)
 
 Floats = NDArray[np.float64]
@@ -91,8 +90,7 @@ def stationary_names(features: FeatureList) -> tuple[str, ...]:
 
     Never levels (they wander), never the time of day (a day in progress would drift by that alone).
     """
-    return tuple(spec.name for spec in features.specs
-                 if getattr(spec, "stationary", spec.name not in NOT_STATIONARY) and spec.name not in NOT_STATIONARY)
+    return tuple(spec.name for spec in features.specs if spec.stationary)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ class LiveSource:
         """What last went wrong between us and the exchange, for people; empty if nothing has."""
         return self.live.last_problem
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a candle has closed, or funding was settled, that no frame shows yet; now or within timeout_s."""
+        return self.live.wait_for_rows(timeout_s)
+
     def frames(self, symbol: str, start_ms: int, stop_ms: int) -> dict[str, GroupFrame]:
         with self._turn:
             for group, frame in self._news(symbol).items():

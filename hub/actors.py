@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from feature_repo.live_source import LiveSource
     from feature_repo.sentiment import FearGreedApi
 
-POLL_S = 1.0
+POLL_S, PAUSE_S = 1.0, 0.05  # at the latest, and at the earliest, until the exchange is looked at again
 REFRESH_MOOD_S, MOOD_AGAIN_S = 3_600.0, 60.0  # after an answer, after none
 PREPARED_MS = 6 * 60 * MINUTE_MS
 KEEP_EVERY_MS = 5 * MINUTE_MS
@@ -104,7 +104,8 @@ class FeederShell:
                 print(f"feeder: {error}", flush=True)
             except Exception:  # whatever it was, features that stop for good are worse
                 traceback.print_exc()
-            time.sleep(POLL_S)
+            live.wait(POLL_S)
+            time.sleep(PAUSE_S)
 
     def _take_in_scores(self) -> None:
         news = self._scores.catch_up()
