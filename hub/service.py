@@ -103,7 +103,7 @@ class HubService:
         self._reader, self._features, self._heads, self._feeder = reader, features, heads, feeder
         self._settings = settings
         self._ticked_ms = -1
-        self._tick_lock = asyncio.Lock()
+        self._tick_lock, self._observe_lock = asyncio.Lock(), asyncio.Lock()
 
     def catch_up(self) -> None:
         """Fold what the writer has committed since. With nothing new this is one read of some microseconds."""
@@ -142,17 +142,23 @@ class HubService:
         single groups.
         """
         now = {_part_of(part, symbol): reason for part, reason in degraded.items() if not part.startswith("head ")}
+        if not self._changed_parts(now, symbol):
+            return
+        async with self._observe_lock:  # decisions that were asked at once found the same
+            self.catch_up()
+            with contextlib.suppress(WriterUnavailable):  # the writer's own absence cannot be written
+                for what, part, reason in self._changed_parts(now, symbol):
+                    await self.writer.observe({"what": what, "policy_id": None, "figure": None,
+                                               "detail": {"part": part, "reason": reason}}, now_ms)
+            self.catch_up()
+
+    def _changed_parts(self, now: dict[str, str], symbol: str) -> list[tuple[str, str, str]]:
+        """(degraded or recovered, part, reason) of what this decision found otherwise than the fold has it."""
         unknown = {part for part in self.state.degraded
                    if part.startswith("features ") and ("features" in now or not part.endswith(f" of {symbol}"))}
         before = self.state.degraded.keys() - unknown
         changed = [("degraded", part, now[part]) for part in now.keys() - before]
-        changed += [("recovered", part, "") for part in before - now.keys()]
-        with contextlib.suppress(WriterUnavailable):  # the writer's own absence cannot be written
-            for what, part, reason in sorted(changed):
-                await self.writer.observe({"what": what, "policy_id": None, "figure": None,
-                                           "detail": {"part": part, "reason": reason}}, now_ms)
-        if changed:
-            self.catch_up()
+        return sorted([*changed, *(("recovered", part, "") for part in before - now.keys())])
 
     async def _decided(self, request: dict[str, Any], request_hash: str) -> dict[str, Any]:
         try:

@@ -12,6 +12,7 @@ from plain_hub import EQUITY, PlainHub, learnt, llm_view, momentum_bundle, onnx_
 from feature_repo.features import MINUTE_MS
 from policies.bundle import Bundle, make_bundle
 from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
+from policies.types import STRATEGIES
 
 # -- decisions --------------------------------------------------------------------------------------------------------
 
@@ -287,3 +288,19 @@ async def test_one_read_that_failed_says_nothing_of_single_groups(hub: PlainHub)
     hub.features.failed = ""
     await hub.decide_later()
     assert set(hub.state.degraded) == {"features quote of BTC"}
+
+
+async def test_decisions_asked_at_once_record_once_what_they_all_found(hub: PlainHub) -> None:
+    await hub.decide_later()
+    before = len(rows_of(hub, "observation"))
+    hub.features.event_time_ms = {"quote": 0}
+    observe = hub.writer.observe
+
+    async def slowly(*given: Any) -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return await observe(*given)
+
+    hub.writer.observe = slowly  # type: ignore[method-assign]
+    await asyncio.gather(*(hub.decide(strategy=strategy) for strategy in STRATEGIES))
+    found = [row.body["detail"]["part"] for row in rows_of(hub, "observation")[before:]]
+    assert found == ["features quote of BTC"]
