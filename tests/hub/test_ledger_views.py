@@ -42,6 +42,11 @@ async def test_outcomes_are_joined_as_they_were_known_parts_and_revisions_includ
                for time in (known_ms - 1, known_ms, hub.time_ms)]
     assert np.isnan(returns[0])
     assert returns[1:] == pytest.approx([0.002, 0.007])
+    late = FeatureRepo(repo.home.parent / "late", repo.redis_url)
+    late.apply()
+    LedgerViews(hub.reader, late).write()
+    then = late.historical(as_of(asked, known_ms), ["outcomes:net_return"])["net_return"][0]
+    assert then == pytest.approx(0.002), "who writes all of it at once writes each row as it was known then"
 
 
 async def test_account_weights_and_embedding_of_a_decision_are_joined_at_its_time(
