@@ -66,7 +66,8 @@ browser: $(INSTALLED) ## The ops page in headless Chromium (needs a Chromium: on
 	@$(BIN)/pytest tests/browser
 
 lock: ## Write requirements.lock from what .venv holds
-	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)==' > requirements.lock
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)==' \
+	  | sed 's/+cpu$$//' > requirements.lock  # a build's local label is not on every index
 
 clean: ## Remove the virtual environment and build output (never HUB_HOME)
 	@rm -rf $(VENV) build *.egg-info

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from feature_repo.features import MINUTE_MS
 from feature_repo.files import FileMarket
 from feature_repo.generated import SYMBOLS, GeneratedMarket
 from feature_repo.hyperliquid import HyperliquidMarket
@@ -13,6 +14,9 @@ from policies.bars import Bars
 from policies.errors import HubError, InvalidInput
 
 KINDS = ("files", "hyperliquid", "generated")
+
+# Of a recorded or generated run, what comes before is for training and what comes after is replayed.
+TRAINING_SHARE = 0.6
 
 
 class Market(Protocol):
@@ -97,3 +101,12 @@ def choose_market(data_dir: str | None, kind: str | None = None, *, symbols: Seq
         return ChosenMarket(GeneratedMarket(seed, symbols=symbols or SYMBOLS),
                             f"HUB_DATA_DIR is not set and Hyperliquid did not answer ({error})")
     return ChosenMarket(market, asked or "HUB_DATA_DIR is not set and Hyperliquid answered")
+
+
+def replay_range(market: Market, symbols: Sequence[str]) -> tuple[int, int, int]:
+    """(start, end of training = start of the replay, end) in ms, of the time that all symbols have bars for."""
+    runs = [market.bars(symbol) for symbol in symbols]
+    start = max(int(bars.open_time_ms[0]) for bars in runs)
+    stop = min(int(bars.close_time_ms[-1]) for bars in runs)
+    split = start + int((stop - start) * TRAINING_SHARE) // MINUTE_MS * MINUTE_MS
+    return start, split, stop

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from feature_repo.features import MINUTE_MS
 from feature_repo.generated import GeneratedMarket
 from feature_repo.market import ChosenMarket, Market, choose_market
 from hub.config import HubConfig
-
-# Of a recorded or generated run, what comes before is for training and what comes after is replayed.
-TRAINING_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,3 @@ def settle(config: HubConfig, data_dir: str | None) -> tuple[MarketChoice, Marke
                           asked.hyperliquid_url or None, asked.fear_greed_url)
     # A generated market is opened anew, so that it has the configured seed, signal and length.
     return choice, choice.open() if name == "generated" else found
-
-
-def replay_range(market: Market, symbols: tuple[str, ...]) -> tuple[int, int, int]:
-    """(start, end of training = start of the replay, end) in ms, of the time that all symbols have bars for."""
-    runs = [market.bars(symbol) for symbol in symbols]
-    start = max(int(bars.open_time_ms[0]) for bars in runs)
-    stop = min(int(bars.close_time_ms[-1]) for bars in runs)
-    split = start + int((stop - start) * TRAINING_SHARE) // MINUTE_MS * MINUTE_MS
-    return start, split, stop

@@ -340,7 +340,8 @@ class HubState:
         return [Candidate(policy_id=head.policy_id, posterior=posterior_of(head.record, self.config.router.posterior),
                           green_lit=head.policy_id in green, incumbent=head is incumbent,
                           promoted=head.policy_id == self.promoted, standing=self.gates.standing(head.policy_id),
-                          paused=head.paused, registered_position=head.position) for head in self.heads.values()]
+                          paused=head.paused, registered_position=head.position,
+                          new=head.decisions < self.config.router.first_decisions) for head in self.heads.values()]
 
     # -- questions --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import ray
 from ray import serve
 
 from feature_repo.features import DECISION_V1
+from feature_repo.market import replay_range
 from feature_repo.redis_server import EmbeddedRedis
 from hub import engine
 from hub.actors import FeederShell, sentry_parts
@@ -30,7 +31,7 @@ from hub.app import build_app
 from hub.config import HubConfig
 from hub.deployments import FEEDER, NAMESPACE, SENTRY
 from hub.home import Home
-from hub.market import MarketChoice, replay_range, settle
+from hub.market import MarketChoice, settle
 from policies.clock import ClockChoice
 from policies.errors import HubError
 from policies.registry import PolicyFolder

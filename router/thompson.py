@@ -12,6 +12,8 @@ and the epoch; a decision's role is a function of its id, the seed and the epoch
 | production stopped or paused, none green-lit   | -                           | 10         | 90                |
 | sentry or evidence unknown (`no_roles`)        | -                           | 0          | 100               |
 
+The challenger is drawn by Thompson sampling among the heads that are left, except that a new one has its turn first:
+the last one registered, until it has decided `first_decisions` times. What nobody has tried cannot be compared.
 Without a challenger its 10 go to whom the rest goes. A tripped book changes no share: the shield forbids new risk.
 """
 
@@ -41,6 +43,7 @@ class RouterSettings:
 
     challenger_share: Annotated[float, Ge(0), Lt(0.5)] = 0.10
     reduced_share: Annotated[float, Ge(0), Lt(0.5)] = 0.05
+    first_decisions: Annotated[int, Ge(0)] = 100
     posterior: PosteriorKind = "profit_factor"
     horizon_s: Annotated[int, Ge(1)] = 900
     probation_size_scale: Annotated[float, Gt(0), Le(1)] = 0.5
@@ -51,7 +54,8 @@ class Candidate:
     """A head at the start of an epoch. incumbent: the first registered, or appointed by an operator.
 
     promoted: an operator's promotion holds. standing: the sentry's judgement in force.
-    registered_position: of its registration in the ledger; among several incumbents the earliest stands.
+    registered_position: of its registration in the ledger; among several incumbents the earliest stands, and among
+    several that are new (fewer than `first_decisions` decisions) the latest is tried.
     """
 
     policy_id: str
@@ -62,6 +66,7 @@ class Candidate:
     standing: Judgement = Judgement.APPROVE
     paused: bool = False
     registered_position: int = 0
+    new: bool = False
 
     @property
     def may_execute(self) -> bool:
@@ -127,7 +132,7 @@ def draw_roles(candidates: Sequence[Candidate], seed: int, epoch: int,
         green_lit = [one for one in ordered if one.green_lit and _healthy(one)]
         production, next_probability = _thompson(green_lit, seed, "next", epoch)
     others = [one for one in ordered if _healthy(one) and one is not production]
-    challenger, challenger_probability = _thompson(others, seed, "challenger", epoch)
+    challenger, challenger_probability = _challenger(others, seed, epoch)
 
     roles = {one.policy_id: one.resting_role for one in ordered}
     shares: dict[str, float] = {}
@@ -169,6 +174,14 @@ def _front_runner(ordered: Sequence[Candidate], seed: int, epoch: int) -> tuple[
         return usable, 1.0
     green_lit = [one for one in ordered if one.green_lit and one.may_execute]
     return _thompson(green_lit, seed, "production", epoch) if green_lit else (usable, 1.0)
+
+
+def _challenger(others: Sequence[Candidate], seed: int, epoch: int) -> tuple[Candidate | None, float]:
+    """The latest of the new ones, for sure; else by Thompson sampling."""
+    new = [one for one in others if one.new and not one.green_lit]
+    if new:
+        return max(new, key=lambda one: (one.registered_position, one.policy_id)), 1.0
+    return _thompson(others, seed, "challenger", epoch)
 
 
 def _thompson(field: Sequence[Candidate], seed: int, purpose: str, epoch: int) -> tuple[Candidate | None, float]:

@@ -9,10 +9,9 @@ Registering them is left to the caller.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,16 +21,12 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from feature_repo.definitions import LABEL_NAMES
-from feature_repo.features import BARS, DECISION_V1
-from feature_repo.generated import GeneratedMarket
-from feature_repo.market import KINDS, ChosenMarket, Market, choose_market
-from feature_repo.sources import FrameSource, gathered, sources_of
-from feature_repo.store import FeatureRepo, LabelRows
-from feature_repo.transforms import LOOKBACK_BARS
-from policies.bars import Bars
-from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
+from feature_repo.features import DECISION_V1
+from feature_repo.market import KINDS, Market
+from feature_repo.store import FeatureRepo
+from policies.bundle import Bundle, Manifest, make_bundle
 from policies.checks import require_sound
-from policies.errors import HubError, InvalidInput
+from policies.errors import HubError
 from policies.fills import Costs
 from policies.heads import load_head
 from train.backtest import BacktestReport, backtest
@@ -42,13 +37,21 @@ from train.dataset import (
     FeatureRows,
     build_dataset,
     classes_of,
-    rows_by_symbol,
     split_by_time,
 )
 from train.tracking import code_version, log_training
+from train.training_set import (
+    Progress,
+    bars_until,
+    bracket_name,
+    joined_rows,
+    keep_labels,
+    open_market,
+    thinned,
+    write_packed,
+)
 
 EXPERIMENT = "first_heads"
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,18 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
     symbols: all of the market's if empty. until_ms: no bar that closes later is seen; None is the end of the bars.
     """
     settings = settings or FirstHeadsSettings()
-    bars = _bars_until(market, symbols or market.symbols, until_ms, settings.lookback_bars)
+    bars = bars_until(market, symbols or market.symbols, until_ms, settings.lookback_bars)
     repo.apply()
-    rows = {}
-    for symbol, run in bars.items():
-        rows[symbol] = _joined(repo, sources_of(market), run)
-        progress(f"features: {symbol}, {len(rows[symbol])} rows joined point in time")
+    rows = joined_rows(market, repo, bars, progress)
     template = _template(market, list(bars), settings)
     required = np.array([name not in template.optional_features for name in template.features])
-    dataset = build_dataset(bars, _thinned(rows, settings.training_rows), required, settings.brackets, settings.costs)
+    dataset = build_dataset(bars, thinned(rows, settings.training_rows), required, settings.brackets, settings.costs)
     progress(f"dataset: {len(dataset)} rows; short, flat, long: "
              f"{np.bincount(dataset.classes, minlength=3).tolist()}")
     embargo_ms = (settings.brackets.horizon_bars + 1) * next(iter(bars.values())).interval_ms
     shares = (settings.fit_share, settings.validation_share, 1 - settings.fit_share - settings.validation_share)
-    bracket = _bracket_name(settings)
-    _keep_labels(repo, dataset, bracket)
+    bracket = bracket_name(settings.brackets, settings.costs)
+    keep_labels(repo, dataset, bracket)
     slices = split_by_time(dataset, shares, embargo_ms)
     ends_ms = [*(int(later.event_time_ms[0]) for later in slices[1:]), int(dataset.known_ms.max())]
     fit, validation, held_out = (_as_known(repo, part, bracket, end_ms)
@@ -109,50 +109,12 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
         log_training(home, EXPERIMENT, bundle, {"symbols": ",".join(bars), "rows": len(dataset)},
                      {**metrics, **{f"backtest_{n}": v for n, v in report.metrics().items()}}, report.record.returns,
                      now_ms)
-        _write_packed(home, bundle)
+        write_packed(packed_path(home, bundle), bundle)
     return [baseline, trained.bundle]
 
 
 def packed_path(home: Path, bundle: Bundle) -> Path:
     return home / "policies" / f"{bundle.manifest.alias}.pt"
-
-
-def _bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
-    bars = {}
-    for symbol in symbols:
-        run = market.bars(symbol, stop_ms=until_ms)
-        if until_ms is not None:
-            run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
-        if len(run) < 2 * LOOKBACK_BARS:
-            raise InvalidInput("until_ms", f"after at least {2 * LOOKBACK_BARS} bars of {symbol}", until_ms)
-        bars[symbol] = run.slice(max(0, len(run) - lookback_bars), len(run))
-    return bars
-
-
-def _joined(repo: FeatureRepo, sources: Sequence[FrameSource], run: Bars) -> FeatureRows:
-    """A row for each bar that has features, with everything that was known at its close, by the feature repo's join."""
-    start_ms, stop_ms = int(run.open_time_ms[0]), int(run.close_time_ms[-1])
-    frames = gathered(sources, run.symbol, start_ms, stop_ms)
-    for frame in frames.values():
-        if len(frame):
-            repo.append(run.symbol, frame, time.time_ns() // 1_000_000)
-    times = frames[BARS].event_time_ms
-    table = repo.training_frame([run.symbol], times[times >= start_ms])
-    return rows_by_symbol(table, DECISION_V1.names)[run.symbol]
-
-
-def _bracket_name(settings: FirstHeadsSettings) -> str:
-    """What distinguishes these labels from those of another trade on the same bar."""
-    return ",".join(f"{name}={value:g}" for part in (settings.brackets, settings.costs)
-                    for name, value in asdict(part).items())
-
-
-def _keep_labels(repo: FeatureRepo, dataset: Dataset, bracket: str) -> None:
-    for symbol in np.unique(dataset.symbol):
-        own = dataset.take(dataset.symbol == symbol)
-        returns = np.column_stack([own.long_return, own.short_return])
-        repo.append_labels(LabelRows(str(symbol), bracket, own.event_time_ms, own.known_ms, returns),
-                           time.time_ns() // 1_000_000)
 
 
 def _as_known(repo: FeatureRepo, part: Dataset, bracket: str, as_of_ms: int) -> Dataset:
@@ -161,12 +123,6 @@ def _as_known(repo: FeatureRepo, part: Dataset, bracket: str, as_of_ms: int) -> 
     long, short = (table[name].to_numpy(np.float64) for name in LABEL_NAMES)
     labelled = replace(part, long_return=long, short_return=short, classes=classes_of(long, short))
     return labelled.take(np.isfinite(long) & np.isfinite(short))
-
-
-def _thinned(rows: Mapping[str, FeatureRows], limit: int) -> dict[str, FeatureRows]:
-    """Every so many rows of each symbol, so that all together are about `limit`."""
-    step = -(-sum(map(len, rows.values())) // limit)
-    return {symbol: FeatureRows(part.event_time_ms[::step], part.values[::step]) for symbol, part in rows.items()}
 
 
 def _since(rows: FeatureRows, start_ms: int) -> FeatureRows:
@@ -198,22 +154,6 @@ def _described(bundle: Bundle, report: BacktestReport) -> str:
             f"{report.record.profit_factor:.2f}, drawdown {figures['max_drawdown_percent']:.2f} %")
 
 
-def _write_packed(home: Path, bundle: Bundle) -> None:
-    """A reader sees the old file or the new one, whole."""
-    path = packed_path(home, bundle)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_suffix(f".{os.getpid()}.part")  # two that train at once must not share it
-    part.write_bytes(pack_bundle(bundle))
-    os.replace(part, path)
-
-
-def _open_market(kind: str, data_dir: str | None, symbols: Sequence[str], seed: int, signal: float,
-                 generated_bars: int) -> Market:
-    if kind == "generated":
-        return ChosenMarket(GeneratedMarket(seed, signal, symbols, generated_bars), "asked for by the caller")
-    return choose_market(data_dir, None if kind == "auto" else kind, symbols=symbols, seed=seed)
-
-
 @click.command()
 @click.option("--home", type=click.Path(path_type=Path), required=True, help="HUB_HOME of the hub.")
 @click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
@@ -233,7 +173,7 @@ def main(home: Path, market: str, data_dir: str | None, symbols: str, seed: int,
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     settings = FirstHeadsSettings(lookback_bars=lookback_bars, training_rows=training_rows)
     try:
-        opened = _open_market(market, data_dir, symbols.split(","), seed, signal, generated_bars)
+        opened = open_market(market, data_dir, symbols.split(","), seed, signal, generated_bars)
         click.echo(opened.describe())
         # Only the offline store is used; the online one is named because Feast wants an address.
         repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", opened.origin)

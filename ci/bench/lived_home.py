@@ -19,7 +19,7 @@ import orjson
 
 from ci.bench.setting import EQUITY, SEED, configuration, requests_at
 from feature_repo.features import MINUTE_MS
-from feature_repo.market import Market
+from feature_repo.market import Market, replay_range
 from feature_repo.store import FeatureRepo
 from feature_repo.transforms import FeatureFrame, compute_features
 from hub import decide
@@ -27,7 +27,7 @@ from hub.actors import sentry_parts
 from hub.config import HubConfig
 from hub.decide import Answer, Features
 from hub.home import Home
-from hub.market import replay_range, settle
+from hub.market import settle
 from policies.keyed_random import uniform
 from policies.registry import PolicyFolder
 from policies.types import STRATEGIES, Action, Direction, Proposal

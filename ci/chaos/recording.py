@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from feature_repo.features import BARS, FEAR_GREED, GROUPS, MINUTE_MS
 from feature_repo.frames import GroupFrame
 from feature_repo.generated import START_MS, GeneratedMarket
+from feature_repo.market import TRAINING_SHARE
 from feature_repo.sentiment import DAY_MS
 from feature_repo.transforms import LOOKBACK_BARS, bar_frames
-from hub.market import TRAINING_SHARE
 from policies.bars import Bars
 
 SYMBOLS = ("BTC", "ETH")

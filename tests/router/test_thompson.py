@@ -199,3 +199,23 @@ def test_beta_posteriors_route_too():
     drawn = draw_roles([head("a", BetaPosterior(90, 10), green_lit=True), head("b", BetaPosterior(10, 90),
                         green_lit=True)], 1, 1)
     assert drawn.roles == {"a": Role.PRODUCTION, "b": Role.CHALLENGER}
+
+
+def test_a_new_head_is_the_challenger_for_sure_and_the_latest_of_several_is_first():
+    heads = [head("a", incumbent=True), head("b", GOOD), head("c", new=True, registered_position=7),
+             head("d", new=True, registered_position=9)]
+    for epoch in range(50):
+        drawn = draw_roles(heads, seed=3, epoch=epoch)
+        assert drawn.shares == {"a": 0.9, "d": 0.1}
+        assert drawn.role_probability == 1.0
+
+
+@pytest.mark.parametrize("traits", [{"standing": REDUCE}, {"standing": THROTTLE}, {"standing": HALT}, {"paused": True}])
+def test_a_new_head_that_may_not_act_keeps_nobody_from_the_challengers_share(traits):
+    heads = [head("a", incumbent=True), head("b"), head("c", new=True, registered_position=7, **traits)]
+    assert draw_roles(heads, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}
+
+
+def test_a_new_head_with_a_green_light_is_drawn_like_any_other():
+    heads = [head("a", GOOD, green_lit=True), head("b", GOOD), head("c", POOR, green_lit=True, new=True)]
+    assert draw_roles(heads, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}

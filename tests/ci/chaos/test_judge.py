@@ -126,7 +126,7 @@ def test_answers_that_are_no_2xx_are_left_to_others(recording: Recording) -> Non
 def test_the_recording_has_the_hole_and_the_split_that_it_names(tmp_path: Path) -> None:
     from feature_repo.feeds.recorded import RecordedFeeds
     from feature_repo.files import FileMarket
-    from hub.market import replay_range
+    from feature_repo.market import replay_range
 
     recording = write_recording(tmp_path)
     market = FileMarket(tmp_path, symbols=("BTC", "ETH"))

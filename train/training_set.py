@@ -1,0 +1,114 @@
+"""What training learns from, as the feature store knew it: bars, feature rows, windows, and labels of the engine.
+
+The same steps serve the first heads of a new hub and the nightly search for better ones.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_repo.features import BARS, DECISION_V1
+from feature_repo.generated import GeneratedMarket
+from feature_repo.market import ChosenMarket, Market, choose_market
+from feature_repo.sources import FrameSource, gathered, sources_of
+from feature_repo.store import FeatureRepo, LabelRows
+from feature_repo.transforms import LOOKBACK_BARS
+from feature_repo.windows import CHANNELS, windows
+from policies.bars import Bars
+from policies.bundle import Bundle, pack_bundle
+from policies.errors import InvalidInput
+from policies.fills import Costs
+from train.dataset import Brackets, Dataset, FeatureRows, rows_by_symbol
+
+Progress = Callable[[str], None]
+
+
+def open_market(kind: str, data_dir: str | None, symbols: Sequence[str], seed: int, signal: float,
+                generated_bars: int) -> Market:
+    """kind: auto, or one of feature_repo.market.KINDS. seed, signal, generated_bars: of a generated market."""
+    if kind == "generated":
+        return ChosenMarket(GeneratedMarket(seed, signal, symbols, generated_bars), "asked for by the caller")
+    return choose_market(data_dir, None if kind == "auto" else kind, symbols=symbols, seed=seed)
+
+
+def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
+    """The last `lookback_bars` bars of each symbol; none that closes after until_ms (None: to the end)."""
+    bars = {}
+    for symbol in symbols:
+        run = market.bars(symbol, stop_ms=until_ms)
+        if until_ms is not None:
+            run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
+        if len(run) < 2 * LOOKBACK_BARS:
+            raise InvalidInput("until_ms", f"after at least {2 * LOOKBACK_BARS} bars of {symbol}", until_ms)
+        bars[symbol] = run.slice(max(0, len(run) - lookback_bars), len(run))
+    return bars
+
+
+def joined_rows(market: Market, repo: FeatureRepo, bars: Mapping[str, Bars],
+                progress: Progress) -> dict[str, FeatureRows]:
+    """For each bar that has features, everything that was known at its close, by the feature repo's join."""
+    rows = {}
+    for symbol, run in bars.items():
+        rows[symbol] = _joined(repo, sources_of(market), run)
+        progress(f"features: {symbol}, {len(rows[symbol])} rows joined point in time")
+    return rows
+
+
+def window_rows(bars: Bars, event_time_ms: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+    """(N, length * 5): for each time, which must be a bar's close, the window of bars that ends with it.
+
+    Its first bar is never the first one of `bars`, whose channels have no close before them; InvalidInput if one's is.
+    """
+    if length == 0:
+        return np.empty((len(event_time_ms), 0), np.float32)
+    places = np.searchsorted(bars.close_time_ms, event_time_ms)
+    fine = (places > length - 1) & (places < len(bars))
+    if not fine.all() or not (bars.close_time_ms[places] == event_time_ms).all():
+        raise InvalidInput("event_time_ms", f"closes of bars with at least {length} bars before them", bars.symbol)
+    return np.ascontiguousarray(windows(bars, length)[places - length + 1]).reshape(-1, length * len(CHANNELS))
+
+
+def thinned(rows: Mapping[str, FeatureRows], limit: int) -> dict[str, FeatureRows]:
+    """Every so many rows of each symbol, so that all together are about `limit`."""
+    step = -(-sum(map(len, rows.values())) // limit)
+    return {symbol: FeatureRows(part.event_time_ms[::step], part.values[::step]) for symbol, part in rows.items()}
+
+
+def bracket_name(brackets: Brackets, costs: Costs) -> str:
+    """What distinguishes these labels from those of another trade on the same bar."""
+    return ",".join(f"{name}={value:g}" for part in (brackets, costs) for name, value in asdict(part).items())
+
+
+def keep_labels(repo: FeatureRepo, dataset: Dataset, bracket: str) -> None:
+    """Add labels to the offline store, each known from when its trades were over."""
+    for symbol in np.unique(dataset.symbol):
+        own = dataset.take(dataset.symbol == symbol)
+        returns = np.column_stack([own.long_return, own.short_return])
+        repo.append_labels(LabelRows(str(symbol), bracket, own.event_time_ms, own.known_ms, returns),
+                           time.time_ns() // 1_000_000)
+
+
+def write_packed(path: Path, bundle: Bundle) -> None:
+    """A reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_suffix(f".{os.getpid()}.part")  # two that train at once must not share it
+    part.write_bytes(pack_bundle(bundle))
+    os.replace(part, path)
+
+
+def _joined(repo: FeatureRepo, sources: Sequence[FrameSource], run: Bars) -> FeatureRows:
+    start_ms, stop_ms = int(run.open_time_ms[0]), int(run.close_time_ms[-1])
+    frames = gathered(sources, run.symbol, start_ms, stop_ms)
+    for frame in frames.values():
+        if len(frame):
+            repo.append(run.symbol, frame, time.time_ns() // 1_000_000)
+    times = frames[BARS].event_time_ms
+    table = repo.training_frame([run.symbol], times[times >= start_ms])
+    return rows_by_symbol(table, DECISION_V1.names)[run.symbol]
