@@ -43,12 +43,14 @@ demo: $(INSTALLED) ## Train, serve, replay later bars over HTTP, print what was 
 features: $(INSTALLED) ## Apply the feature repo and fill its stores from the market and the ledger (COINS=BTC,ETH)
 	@$(BIN)/hub features $(if $(filter-out undefined default,$(origin COINS)),--symbols $(COINS))
 
-retrain_sup: $(INSTALLED) ## Train the supervised heads anew (COINS=SOL,BTC LOOKBACK=25200) and say how to register them
-	@$(BIN)/python -m train.first_heads --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
-	  --symbols $(COINS) --lookback-bars $(LOOKBACK)
-	@echo "hand one to the running hub: $(BIN)/hub register --path <bundle>"
+retrain_sup: $(INSTALLED) ## Search for better heads, judge them, hand over the best (COINS=SOL,BTC WINDOW=60 LOOKBACK=25200)
+	@$(BIN)/python -m train.retrain_sup --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
+	  --coins $(COINS) --lookback $(LOOKBACK) $(if $(WINDOW),--window $(WINDOW)) $(if $(HEADS),--heads $(HEADS)) \
+	  $(if $(TRIALS),--trials $(TRIALS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FOLDS),--folds $(FOLDS)) \
+	  $(if $(SIZE),--size $(SIZE)) $(if $(MARKET),--market $(MARKET)) $(if $(STRICT),--strict) \
+	  $(if $(HUB_URL),--hub-url $(HUB_URL))
 
-bench: $(INSTALLED) ## Measure decisions, joins and online reads beside a peer and a floor (ONLY=decision|join|online)
+bench: $(INSTALLED) ## Measure decisions, joins, online reads, backtests beside a peer and a floor (ONLY=decision|join|online|backtest)
 	@$(BIN)/python -m ci.bench $(if $(ONLY),--only $(ONLY))
 
 experiments: $(INSTALLED) ## Simulate routing with a known truth, many seeds

@@ -22,7 +22,6 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from ci.report import Plot, write_report
 from hub import engine
 from hub.cli import heads_table
 from hub.client import HubClient
@@ -32,6 +31,7 @@ from hub.llm_stub import LlmStub, LlmStubSettings
 from hub.paper_bot import BotReport, PaperBot
 from policies.errors import HubError
 from policies.types import Rollout
+from reports.report import Plot, write_report
 
 if TYPE_CHECKING:
     from hub.up import Running

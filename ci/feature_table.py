@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from feature_repo.features import GROUPS, MISSING, SECOND_MS, SERVICES, FeatureGroup, FeatureList, FeatureSpec
+from feature_repo.features import (
+    ARRAYS,
+    GROUPS,
+    MISSING,
+    SECOND_MS,
+    SERVICES,
+    VERSION_FEATURE,
+    ArrayGroup,
+    FeatureGroup,
+    FeatureList,
+    FeatureSpec,
+)
 
 INTRO = """# Features
 
@@ -23,6 +34,10 @@ absent or stale; where an optional group is, its features are empty and its indi
 - stationary: whether its distribution should be the same on any quiet day. Only such features count for drift.
 - c is a close, c[-5] the close five bars before, r the log return of one bar, v60 the realised volatility of 60 bars.
 """
+ARRAY_INTRO = """An array group has one feature, an array of float32, and belongs to no service. A head that wants it
+says in its manifest how many numbers it takes: always the last ones. It is not asked while the array is absent or
+stale; other heads go on.
+"""
 COLUMNS = ("feature", "formula", "unit", "window", "source", "scale", "stationary")
 
 
@@ -30,7 +45,9 @@ def page() -> str:
     """The whole page, Markdown, ending in a newline."""
     groups = [_group_part(group) for group in GROUPS.values()]
     services = [_service_part(service) for service in SERVICES]
-    return "\n".join([INTRO, *services, "## Groups", "", *groups]).rstrip("\n") + "\n"
+    arrays = [_array_part(group) for group in ARRAYS.values()]
+    parts = [INTRO, *services, "## Groups", "", *groups, "## Array groups", "", ARRAY_INTRO, *arrays]
+    return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def _service_part(service: FeatureList) -> str:
@@ -52,6 +69,16 @@ def _group_part(group: FeatureGroup) -> str:
         f"### {group.name}", "", f"{group.description[0].upper()}{group.description[1:]}.{kept}", "",
         f"- ttl: {group.ttl_ms / SECOND_MS:g} s", f"- services: {', '.join(taken) or 'none'}", "",
         *_table(group.specs, in_service=True), ""])
+
+
+def _array_part(group: ArrayGroup) -> str:
+    version = f", beside it the text `{VERSION_FEATURE}`" if group.versioned else ""
+    kept = "by version, for training" if group.versioned else "not at all: bars give it"
+    return "\n".join([
+        f"### {group.name}", "", f"{group.description[0].upper()}{group.description[1:]}.", "",
+        f"- feature: `{group.feature}`, at most {group.most} numbers{version}",
+        f"- taken of it: a multiple of {group.step}", f"- ttl: {group.ttl_ms / SECOND_MS:g} s",
+        f"- kept in the offline store: {kept}", ""])
 
 
 def _table(specs: Sequence[FeatureSpec], in_service: bool = False) -> list[str]:

@@ -1,48 +1,132 @@
-"""The checker that every policy must pass: used by tests, at registration, and by whoever writes a policy."""
+"""The checker that every policy must pass: used by tests, at registration, and by whoever writes a policy.
+
+`python -m policies.checks PATH` prints what is wrong with the bundle at PATH, and ends with 1 if anything is. It opens
+the bundle as a hub would: in a process of its own, with limits.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from policies.errors import BundleRefused, HubError
-from policies.heads import CLASSES, Policy
+from policies.head import CLASSES, Policy
 from policies.keyed_random import generator
 from policies.types import Context, Direction, Portfolio, Proposal
 
+LATENCY_LIMIT_MS = 50.0
+MOST_NAMED = 6  # findings in a refusal
+TOLERANCE = 1e-4  # by which a served probability may differ from the training framework's
 
-def check_policy(head: Policy, rows: ArrayLike | None = None) -> list[str]:
+Rows = NDArray[np.float64]
+
+
+class Encoder(Protocol):
+    """What turns windows into embeddings; see `policies.embedder`."""
+
+    window: int
+    size: int
+
+    def embed(self, windows: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+def check_policy(head: Policy, rows: ArrayLike | None = None, latency_limit_ms: float = LATENCY_LIMIT_MS,
+                 timer: Callable[[], float] = time.perf_counter) -> list[str]:
     """What is wrong with a head, in sentences; [] if it is sound.
 
-    rows: (N, F) feature vectors, N >= 2, as the head will meet them; without, standard normal ones.
+    rows: (N, width) input rows, N >= 2, as the head will meet them; without, normal ones.
+    latency_limit_ms: that 95 % of the rows must be answered within; each row's figure is the better of two.
+    timer: seconds on any clock that doesn't go back. An ensemble's members are checked as well.
     """
-    vectors = _normal_rows(len(head.features)) if rows is None else np.array(rows, dtype=np.float64)
-    if vectors.ndim != 2 or len(vectors) < 2 or vectors.shape[1] != len(head.features):
-        return [f"rows to check with must be (N, {len(head.features)}) with N >= 2, got {vectors.shape}"]
-    findings: list[str] = []
-    for check in (_check_predictions, _check_proposals, _check_unusable_vectors):
+    vectors = normal_rows(head.width) if rows is None else np.array(rows, dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) < 2 or vectors.shape[1] != head.width:
+        return [f"rows to check with must be (N, {head.width}) with N >= 2, got {vectors.shape}"]
+    findings = _check_at_once(head, vectors[:5], latency_limit_ms, timer)
+    if findings:
+        return findings
+    for check in (_check_predictions, _check_proposals, _check_missing, _check_unusable_vectors):
         try:
             findings += check(head, vectors)
         except HubError as error:
             findings.append(f"failed on a vector that it should answer: {error}")
+    if not findings:
+        findings += _check_latency([_asked(head, row) for row in vectors], latency_limit_ms, timer)
+    findings = list(dict.fromkeys(findings))  # two checks may meet one fault
+    for member in getattr(head, "members", ()):
+        name = f"its member {member.policy_id[:12]}"
+        findings += [f"{name}: {finding}" for finding in check_policy(member, None, latency_limit_ms, timer)]
     return findings
 
 
 def require_sound(head: Policy, rows: ArrayLike | None = None) -> None:
     """BundleRefused with every finding unless `check_policy` finds nothing."""
-    findings = check_policy(head, rows)
+    refuse_unless_sound(head.policy_id, check_policy(head, rows))
+
+
+def refuse_unless_sound(policy_id: str, findings: Sequence[str]) -> None:
+    """BundleRefused with the first findings if there are any."""
     if findings:
-        raise BundleRefused(f"policy {head.policy_id[:12]} is not sound: " + "; ".join(findings))
+        more = f"; and {len(findings) - MOST_NAMED} more" if len(findings) > MOST_NAMED else ""
+        raise BundleRefused(f"policy {policy_id[:12]} is not sound: " + "; ".join(findings[:MOST_NAMED]) + more)
 
 
-def _normal_rows(features: int) -> NDArray[np.float64]:
-    return generator(0, "check_policy").normal(size=(64, features))
+def check_agreement(head: Policy, rows: ArrayLike, expected: ArrayLike, tolerance: float = TOLERANCE) -> list[str]:
+    """What differs between the served answers and those of the framework that trained the head; [] if nothing does.
+
+    rows: (N, width). expected: (N, 3) probabilities of short, flat, long for them. tolerance: greatest difference.
+    """
+    wanted = np.asarray(expected, dtype=np.float64)
+    try:
+        served = head.predict(rows)
+    except HubError as error:
+        return [f"failed on a row that its framework answered: {error}"]
+    if served.shape != wanted.shape:
+        return [f"answers shape {served.shape}, its framework {wanted.shape}"]
+    apart = np.abs(served - wanted).max(axis=1, initial=0.0)
+    wrong = ~(apart <= tolerance)  # so that NaN counts
+    if not wrong.any():
+        return []
+    return [f"{int(wrong.sum())} of {len(wanted)} rows differ from its framework by more than {tolerance:g}, the first "
+            f"is row {int(np.argmax(wrong))} by {apart[wrong][0]:g}"]
 
 
-def _check_predictions(head: Policy, rows: NDArray[np.float64]) -> list[str]:
+def check_encoder(encoder: Encoder, latency_limit_ms: float = LATENCY_LIMIT_MS,
+                  timer: Callable[[], float] = time.perf_counter) -> list[str]:
+    """What is wrong with an encoder of windows, in sentences; [] if it is sound."""
+    windows = normal_rows(encoder.window).astype(np.float32)
+    try:
+        first = [_embedded(encoder, row[None]) for row in windows[:5]]
+        slow = _check_latency(first, latency_limit_ms, timer, percent=50)
+        if slow:
+            return slow
+        embedded = encoder.embed(windows)
+        if embedded.shape != (len(windows), encoder.size) or not np.all(np.isfinite(embedded)):
+            return [f"embeddings of {windows.shape} are not finite numbers of shape {(len(windows), encoder.size)}"]
+        findings = []
+        if not np.array_equal(embedded, encoder.embed(windows)):
+            findings.append("the same windows get different embeddings")
+        if not np.array_equal(embedded, np.concatenate([encoder.embed(row[None]) for row in windows])):
+            findings.append("a window gets another embedding in a batch than by itself")
+    except HubError as error:
+        return [f"failed on a window that it should encode: {error}"]
+    return findings or _check_latency([_embedded(encoder, row[None]) for row in windows], latency_limit_ms, timer)
+
+
+def normal_rows(width: int) -> Rows:
+    """(65, width): 40 standard normal rows, 24 three times as wide, and one of zeros."""
+    rng = generator(0, "check_policy")
+    return np.concatenate([rng.normal(size=(40, width)), 3.0 * rng.normal(size=(24, width)), np.zeros((1, width))])
+
+
+def _check_predictions(head: Policy, rows: Rows) -> list[str]:
     given = rows.copy()
     batch = head.predict(rows)
     if batch.shape != (len(rows), len(CLASSES)) or head.predict(rows[0]).shape != (len(CLASSES),):
@@ -61,10 +145,11 @@ def _check_predictions(head: Policy, rows: NDArray[np.float64]) -> list[str]:
     return findings
 
 
-def _check_proposals(head: Policy, rows: NDArray[np.float64]) -> list[str]:
-    proposals = [head.propose(context) for context in map(_context, rows)]
+def _check_proposals(head: Policy, rows: Rows) -> list[str]:
+    contexts = [_context(head, row) for row in rows]
+    proposals = [head.propose(context) for context in contexts]
     findings = sorted({finding for proposal in proposals for finding in _bounds(proposal)})
-    if proposals != [head.propose(context) for context in map(_context, rows)]:
+    if proposals != [head.propose(context) for context in contexts]:
         findings.append("the same contexts get different proposals")
     return findings
 
@@ -86,20 +171,117 @@ def _bounds(proposal: Proposal) -> list[str]:
     return findings
 
 
-def _check_unusable_vectors(head: Policy, rows: NDArray[np.float64]) -> list[str]:
-    """Nothing but flat, or a HubError, for vectors from which nobody may trade."""
-    unusable = {"all NaN": np.full(rows.shape[1], np.nan), "all infinite": np.full(rows.shape[1], np.inf),
-                "one number short": rows[0, :-1], "empty": rows[0, :0]}
+def _check_missing(head: Policy, rows: Rows) -> list[str]:
+    """Answers whatever optional feature is missing, alone or with all others; trades on no missing needed one."""
+    optional = [head.features.index(name) for name in head.optional_features]
     findings = []
-    for name, vector in unusable.items():
+    for number, places in enumerate([*([place] for place in optional), *([optional] if optional else [])]):
+        row = rows[number % len(rows)].copy()
+        row[places] = np.nan
+        named = head.features[places[0]] if len(places) == 1 else "every optional feature"
         try:
-            proposal = head.propose(_context(vector))
-        except HubError:
-            continue
-        if proposal.action.direction is not Direction.FLAT:
-            findings.append(f"trades on a vector that is {name}")
+            if not np.all(np.isfinite(head.predict(row))) or _bounds(head.propose(_context(head, row))):
+                findings.append(f"answers nonsense when {named} is missing, which is optional")
+        except HubError as error:
+            findings.append(f"does not answer when {named} is missing, which is optional: {error}")
+    needed = [head.features.index(name) for name in head.needed_features if name not in head.optional_features]
+    for place in [*needed, *range(len(head.features), head.width)]:
+        named = head.features[place] if place < len(head.features) else f"number {place} of its arrays"
+        row = rows[0].copy()
+        row[place] = np.nan
+        findings += _trades_on(head, row, f"in which {named} is NaN")
     return findings
 
 
-def _context(row: NDArray[np.float64]) -> Context:
-    return Context("CHECK", "momentum", 0, tuple(map(float, row)), {}, Portfolio(equity=10_000.0))
+def _check_unusable_vectors(head: Policy, rows: Rows) -> list[str]:
+    """Nothing but flat, or a HubError, for vectors from which nobody may trade."""
+    short = _context(head, rows[0])
+    findings = [finding for what, value in (("all NaN", np.nan), ("all infinite", np.inf))
+                for finding in _trades_on(head, np.full(head.width, value), f"that is {what}")]
+    for what, features in (("one number short", short.features[:-1]), ("empty", ())):
+        findings += _trades(head, Context("CHECK", "momentum", 0, features, {}, short.portfolio, arrays=short.arrays),
+                            f"that is {what}")
+    for group, count in head.arrays.items():
+        for what, arrays in (("absent", {}), ("one number short", {group: (0.0,) * (count - 1)})):
+            findings += _trades(head, Context("CHECK", "momentum", 0, short.features, {}, short.portfolio,
+                                              arrays={**short.arrays, group: (), **arrays}),
+                                f"whose {group} is {what}")
+    return findings
+
+
+def _trades_on(head: Policy, row: Rows, described: str) -> list[str]:
+    return _trades(head, _context(head, row), described)
+
+
+def _trades(head: Policy, context: Context, described: str) -> list[str]:
+    try:
+        proposal = head.propose(context)
+    except HubError:
+        return []
+    return [] if proposal.action.direction is Direction.FLAT else [f"trades on a vector {described}"]
+
+
+def _check_at_once(head: Policy, rows: Rows, limit_ms: float, timer: Callable[[], float]) -> list[str]:
+    """Whether it is far too slow, before it is asked a thousand times. What fails is for the other checks to say."""
+    try:
+        return _check_latency([_asked(head, row) for row in rows], limit_ms, timer, percent=50)
+    except HubError:
+        return []
+
+
+def _check_latency(calls: Sequence[Callable[[], object]], limit_ms: float, timer: Callable[[], float],
+                   percent: int = 95) -> list[str]:
+    taken_ms = []
+    for call in calls:
+        times = [timer()]
+        for _ in range(2):
+            call()
+            times.append(timer())
+        taken_ms.append(1_000.0 * min(later - earlier for earlier, later in pairwise(times)))
+    most_ms = float(np.percentile(taken_ms, percent))
+    if most_ms <= limit_ms:
+        return []
+    return [f"answers too slowly: {percent} % of {len(calls)} rows within {most_ms:.1f} ms, "
+            f"allowed are {limit_ms:g} ms"]
+
+
+def _asked(head: Policy, row: Rows) -> Callable[[], object]:
+    context = _context(head, row)
+    return lambda: head.propose(context)
+
+
+def _embedded(encoder: Encoder, window: NDArray[np.float32]) -> Callable[[], object]:
+    return lambda: encoder.embed(window)
+
+
+def _context(head: Policy, row: Rows) -> Context:
+    """The context from which a head builds this input row."""
+    count = len(head.features)
+    features, arrays = tuple(map(float, row[:count])), {}
+    for group in sorted(head.arrays):
+        arrays[group] = row[count:count + head.arrays[group]]
+        count += head.arrays[group]
+    return Context("CHECK", "momentum", 0, features, {}, Portfolio(equity=10_000.0), arrays=arrays)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 if the bundle at the one path given is sound, 1 if not, 2 if nothing was asked."""
+    # Here, because the loader's child imports this module.
+    from policies.bundle import read_bundle
+    from policies.loader import require_checked
+
+    if len(arguments) != 1:
+        print("usage: python -m policies.checks PATH", file=sys.stderr)
+        return 2
+    try:
+        bundle = read_bundle(Path(arguments[0]))
+        require_checked(bundle)
+    except BundleRefused as error:
+        print(error)
+        return 1
+    print(f"policy {bundle.manifest.alias} {bundle.policy_id} is sound")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

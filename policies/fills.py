@@ -1,76 +1,42 @@
-"""The one market engine: what a bracket trade (entry, stop, target, horizon) earns on bars.
+"""Bracket trades (entry, stop, target, horizon): the market engine's special case that a decision is.
 
-Training labels, the backtest and the paper bot all fill with it, so a policy is judged by the rules it was taught.
-Where bars leave the order of events open, the worse order is assumed:
+The rules are those of `policies.engine`: market entry at the next bar's open, or a limit entry that lives for that bar
+and is else "not_filled"; then stop, target, liquidation and horizon. Training labels, the backtest and the paper bot
+all fill with it, so a policy is judged by the rules it was taught.
 
-entry        a decision made at a bar's close fills at the next bar's open, moved against us by the slippage, taker fee;
-             with a limit offset, at the limit and only if that bar trades beyond it, maker fee; else "not_filled"
-stop         before the target when one bar reaches both; a bar that opens beyond it fills at that open; slippage,
-             taker fee
-target       only if the bar trades beyond it, at the target and never better, maker fee; not in the bar of a limit
-             entry, whose extreme may have come before the entry
-liquidation  instead of the stop where it lies nearer: the price at which margin less entry fee and funding is down to
-             the maintenance margin; closed on the book like a stop
-horizon      at the close of the last bar, slippage, taker fee
-funding      every rate settled within a bar of the trade, entry and exit bar included, on the notional at that open
-margin       isolated: a loss, fees and funding included, ends at the margin (the exit price is bounded accordingly)
-
-`BracketTrade` takes one bar at a time and is the definition; `simulate_brackets` is the same over many entries at once.
-Fractions are of the notional at entry unless a name says otherwise. sign is +1 for long, -1 for short.
+`BracketTrade` takes one bar at a time and is the definition; `simulate_brackets` is the same over many entries and
+parameters at once. Fractions are of the notional at entry unless a name says otherwise. sign is +1 for long, -1 for
+short.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
-from annotated_types import Ge, Le
 from numpy.typing import ArrayLike, NDArray
 
 from policies.bars import Bars
+from policies.engine.rules import (
+    BASE_TIER,
+    HORIZON,
+    LIQUIDATION,
+    MAX_LEVERAGE,
+    STOP,
+    TARGET,
+    UNFINISHED,
+    Bar,
+    Costs,
+    bar_at,
+    check_brackets,
+    price_rows,
+    ruin_price,
+)
 from policies.errors import InvalidInput
 from policies.types import Action, Direction, Outcome, require_finite
 
-MAX_LEVERAGE = 100.0  # of the engine, not of any account: above it fees alone could use up the margin
-
-TARGET, STOP, HORIZON, LIQUIDATION = map(Outcome.EXIT_REASONS.index, ("target", "stop", "horizon", "liquidation"))
-UNFINISHED = -1  # the bars end before the trade does
-
-Price = TypeVar("Price", float, NDArray[np.float64])
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What trading costs, as fractions of the traded notional. Fees default to Hyperliquid's base tier.
-
-    slippage_fraction: per side, on entries at market, stops, liquidations and horizon exits.
-    maintenance_margin_fraction: of the notional at the current price. Hyperliquid asks for half the initial margin at
-    an asset's highest leverage; 0.025 is that of a 20x market (BTC 0.0125, HYPE 0.05).
-    """
-
-    taker_fee_fraction: Annotated[float, Ge(0), Le(0.005)] = 0.00045
-    maker_fee_fraction: Annotated[float, Ge(0), Le(0.005)] = 0.00015
-    slippage_fraction: Annotated[float, Ge(0), Le(0.05)] = 0.0001
-    maintenance_margin_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.025
-
-
-class Bar(NamedTuple):
-    """One finished bar; prices in USD. funding_rate: settled within it, paid by longs if positive."""
-
-    open_time_ms: int
-    open: float
-    high: float
-    low: float
-    close: float
-    funding_rate: float = 0.0
-
-
-def bar_at(bars: Bars, index: int) -> Bar:
-    rate = 0.0 if bars.funding_rate is None else float(bars.funding_rate[index])
-    return Bar(int(bars.open_time_ms[index]), float(bars.open[index]), float(bars.high[index]), float(bars.low[index]),
-               float(bars.close[index]), rate)
+__all__ = ["HORIZON", "LIQUIDATION", "MAX_LEVERAGE", "STOP", "TARGET", "UNFINISHED", "Bar", "BracketFills",
+           "BracketTrade", "ClosedTrade", "Costs", "bar_at", "simulate_brackets"]
 
 
 @dataclass(frozen=True)
@@ -123,14 +89,14 @@ class BracketTrade:
     """
 
     def __init__(self, action: Action, decision_time_ms: int, last_close: float, equity: float, horizon_bars: int,
-                 interval_ms: int, costs: Costs = Costs()) -> None:
+                 interval_ms: int, costs: Costs = BASE_TIER) -> None:
         if action.direction is Direction.FLAT:
             raise InvalidInput("action.direction", "long or short", "flat")
         require_finite("action.size_fraction", action.size_fraction, 0.0, 1.0)
         require_finite("action.limit_offset_pct", action.limit_offset_pct, 0.0, 0.5)
         require_finite("last_close", last_close, 1e-12, 1e12)
         require_finite("equity", equity, 1e-9, 1e15)
-        _check_brackets(action.leverage, action.tp_pct, action.sl_pct, horizon_bars)
+        check_brackets(action.leverage, action.tp_pct, action.sl_pct, horizon_bars)
         self.action, self.costs = action, costs
         self.result: ClosedTrade | None = None
         self._sign = action.direction.sign
@@ -151,9 +117,7 @@ class BracketTrade:
             raise InvalidInput("bar", "none: the trade is closed", bar.open_time_ms)
         if bar.open_time_ms < self._next_open_ms:
             raise InvalidInput("bar.open_time_ms", f">= {self._next_open_ms}", bar.open_time_ms)
-        if not (0 < bar.low <= min(bar.open, bar.close) <= max(bar.open, bar.close) <= bar.high < math.inf
-                and math.isfinite(bar.funding_rate)):
-            raise InvalidInput("bar", "finite prices > 0 with low <= open, close <= high", bar)
+        bar.check()
         self._next_open_ms = bar.open_time_ms + self._interval_ms
         if self._bars_held == 0 and not self._enter(bar):
             return self._close(self._limit_price, "not_filled", 0.0)
@@ -189,7 +153,7 @@ class BracketTrade:
         cushion = 1.0 / self.action.leverage - self._entry_fee - self._funding
         adverse, favourable = (bar.low, bar.high) if sign > 0 else (bar.high, bar.low)
         stop = entry * (1.0 - sign * self.action.sl_pct)
-        liquidation = _ruin_price(entry, sign, cushion, costs.maintenance_margin_fraction)
+        liquidation = ruin_price(entry, sign, cushion, costs.maintenance_margin_fraction)
         guard = sign * max(sign * stop, sign * liquidation)
         if sign * adverse <= sign * guard:
             touched = sign * min(sign * bar.open, sign * guard)
@@ -205,7 +169,7 @@ class BracketTrade:
 
     def _market_exit(self, price: float, cushion: float) -> float:
         fill = price * (1.0 - self._sign * self.costs.slippage_fraction)
-        bankrupt = _ruin_price(self._entry_price, self._sign, cushion, self.costs.taker_fee_fraction)
+        bankrupt = ruin_price(self._entry_price, self._sign, cushion, self.costs.taker_fee_fraction)
         return self._sign * max(self._sign * fill, self._sign * bankrupt)
 
     def _note_loss(self, price: float) -> None:
@@ -228,10 +192,11 @@ class BracketTrade:
 
 @dataclass(frozen=True)
 class BracketFills:
-    """Trades of N entries, aligned with them; market entries only. Of an unfinished one: index -1, prices and sums NaN.
+    """Trades of N entries, or of P parameter sets on N entries each; market entries only. All of shape (..., N).
 
-    exit_index: int64 (N,), the bar of the exit. reason: int8 (N,), place in Outcome.EXIT_REASONS or UNFINISHED.
-    gross, fees, funding: float64 (N,), fractions of the notional at entry. net_return_on_margin: float64 (N,), >= -1.
+    Of an unfinished trade: index -1, prices and sums NaN.
+    exit_index: int64, the bar of the exit. reason: int8, place in Outcome.EXIT_REASONS or UNFINISHED.
+    gross, fees, funding: float64, fractions of the notional at entry. net_return_on_margin: float64, >= -1.
     """
 
     exit_index: NDArray[np.int64]
@@ -249,81 +214,42 @@ class BracketFills:
 
 
 def simulate_brackets(bars: Bars, entry_index: ArrayLike, direction: ArrayLike, leverage: ArrayLike, tp_pct: ArrayLike,
-                      sl_pct: ArrayLike, horizon_bars: int, costs: Costs = Costs()) -> BracketFills:
-    """What N independent bracket trades earn; bit for bit what `BracketTrade` says of each.
+                      sl_pct: ArrayLike, horizon_bars: ArrayLike, costs: Costs = BASE_TIER) -> BracketFills:
+    """What independent bracket trades earn; bit for bit what `BracketTrade` says of each.
 
     entry_index: int (N,), the bar at whose open an entry fills, 0..len(bars) (that of len(bars) is unfinished).
-    direction: +1 long, -1 short. direction, leverage, tp_pct, sl_pct: (N,) or one value for all.
-    Walks bar by bar over all trades still open: O(N * bars held). Bars are checked first.
+    direction: +1 long, -1 short. direction, leverage, tp_pct, sl_pct, horizon_bars (whole): one value, (N,), or what
+    broadcasts to (..., N): (P, 1) is P parameter sets on every entry. 8 results of 8 bytes a trade. Bars are checked
+    first. The first call of a process compiles or loads the walk (seconds); O(trades * bars held).
     """
-    bars.check()
-    if bars.funding_rate is not None and not np.isfinite(bars.funding_rate).all():
-        raise InvalidInput(f"bars.{bars.symbol}.funding_rate", "finite", "NaN or infinite")
-    index = np.asarray(entry_index, dtype=np.int64)
-    if index.ndim != 1 or not ((index >= 0) & (index <= len(bars))).all():
+    from policies.engine import bracket_kernel as kernel  # imports numba, which who steps one trade does without
+
+    prices = price_rows(bars)
+    index = np.require(entry_index, np.int64, ["C", "W"])
+    if np.ndim(entry_index) != 1 or not ((index >= 0) & (index <= len(bars))).all():
         raise InvalidInput("entry_index", f"a list of bar numbers between 0 and {len(bars)}", entry_index)
-    sign, lever, tp, sl = (np.broadcast_to(np.asarray(v, dtype=np.float64), index.shape)
-                           for v in (direction, leverage, tp_pct, sl_pct))
+    sign, lever, tp, sl = (np.asarray(v, dtype=np.float64) for v in (direction, leverage, tp_pct, sl_pct))
     if not (np.abs(sign) == 1.0).all():
         raise InvalidInput("direction", "+1 or -1", direction)
-    _check_brackets(lever, tp, sl, horizon_bars)
-    entry = np.append(bars.open, np.nan)[index] * (1.0 + sign * costs.slippage_fraction)
-    funding = np.zeros(len(index))
-    exit_index, reason = np.full(len(index), -1, dtype=np.int64), np.full(len(index), UNFINISHED, dtype=np.int8)
-    exit_price, exit_fee = np.full(len(index), np.nan), np.full(len(index), np.nan)
-    held = np.arange(len(index))
-    for age in range(horizon_bars):
-        held = held[index[held] + age < len(bars)]
-        at = index[held] + age
-        if bars.funding_rate is not None:
-            funding[held] += sign[held] * bars.funding_rate[at] * bars.open[at] / entry[held]
-        price, why, fee = _endings(bars, at, sign[held], entry[held], lever[held], tp[held], sl[held], funding[held],
-                                   age == horizon_bars - 1, costs)
-        ended = why != UNFINISHED
-        places = held[ended]
-        exit_index[places], exit_price[places], reason[places] = at[ended], price[ended], why[ended]
-        exit_fee[places] = fee[ended]
-        held = held[~ended]
-    gross = sign * (exit_price / entry - 1.0)
-    fees = costs.taker_fee_fraction + exit_fee * (exit_price / entry)
-    funding[reason == UNFINISHED] = np.nan
-    net = np.maximum(-1.0, (gross - fees - funding) * lever)
-    return BracketFills(exit_index, entry, exit_price, reason, gross, fees, funding, net)
+    check_brackets(lever, tp, sl, horizon_bars)
+    horizon = np.asarray(horizon_bars).astype(np.int64)
+    shape = _shape(index, sign, lever, tp, sl, horizon)
+    given = (kernel.rectangle(one, shape[:-1], len(index)) for one in (sign, lever, tp, sl, horizon))
+    flat = (int(np.prod(shape[:-1], dtype=np.int64)), len(index))
+    exit_index, reason = np.empty(flat, dtype=np.int64), np.empty(flat, dtype=np.int8)
+    sums = np.empty((len(kernel.SUMS), *flat))
+    kernel.walk(prices, index, *given, costs.row(), exit_index, reason, sums)
+    return BracketFills(exit_index.reshape(shape), reason=reason.reshape(shape),
+                        **{name: row.reshape(shape) for name, row in zip(kernel.SUMS, sums, strict=True)})
 
 
-def _endings(bars: Bars, at: NDArray[np.int64], sign: NDArray[np.float64], entry: NDArray[np.float64],
-             leverage: NDArray[np.float64], tp: NDArray[np.float64], sl: NDArray[np.float64],
-             funding: NDArray[np.float64], last: bool, costs: Costs) -> tuple[Any, Any, Any]:
-    """`BracketTrade._ending` for one bar of each open trade: exit price, reason (or UNFINISHED), exit fee fraction."""
-    opens, long = bars.open[at], sign > 0
-    adverse, favourable = np.where(long, bars.low[at], bars.high[at]), np.where(long, bars.high[at], bars.low[at])
-    cushion = 1.0 / leverage - costs.taker_fee_fraction - funding
-    stop = entry * (1.0 - sign * sl)
-    liquidation = _ruin_price(entry, sign, cushion, costs.maintenance_margin_fraction)
-    guard = sign * np.maximum(sign * stop, sign * liquidation)
-    target = entry * (1.0 + sign * tp)
-    guarded = sign * adverse <= sign * guard
-    reached = ~guarded & (sign * favourable > sign * target)
-    touched = np.where(guarded, sign * np.minimum(sign * opens, sign * guard), bars.close[at])
-    bankrupt = _ruin_price(entry, sign, cushion, costs.taker_fee_fraction)
-    fill = sign * np.maximum(sign * (touched * (1.0 - sign * costs.slippage_fraction)), sign * bankrupt)
-    reason = np.full(len(at), HORIZON if last else UNFINISHED, dtype=np.int8)
-    reason[reached] = TARGET
-    reason[guarded] = np.where(sign * liquidation > sign * stop, LIQUIDATION, STOP)[guarded]
-    return (np.where(reached, target, fill), reason,
-            np.where(reached, costs.maker_fee_fraction, costs.taker_fee_fraction))
-
-
-def _ruin_price(entry: Price, sign: Price | int, cushion: Price, kept: float) -> Price:
-    """The price p at which the margin left is `kept` of the notional: cushion + sign * (p/entry - 1) = kept * p/entry.
-
-    cushion: margin less entry fee and funding, as a fraction of the notional at entry.
-    """
-    return entry * (1.0 - sign * cushion) / (1.0 - sign * kept)
-
-
-def _check_brackets(leverage: ArrayLike, tp_pct: ArrayLike, sl_pct: ArrayLike, horizon_bars: int) -> None:
-    for name, value, low, high in (("leverage", leverage, 1.0, MAX_LEVERAGE), ("tp_pct", tp_pct, 1e-9, 0.999),
-                                   ("sl_pct", sl_pct, 1e-9, 0.999), ("horizon_bars", horizon_bars, 1, 1_000_000)):
-        if not ((np.asarray(value) >= low) & (np.asarray(value) <= high)).all():
-            raise InvalidInput(name, f"between {low:g} and {high:g}", value)
+def _shape(index: NDArray[np.int64], *given: NDArray[np.generic]) -> tuple[int, ...]:
+    """(..., N) of all results."""
+    try:
+        shape = np.broadcast_shapes(index.shape, *(one.shape for one in given))
+    except ValueError:
+        shape = ()
+    if shape[-1:] != index.shape:
+        raise InvalidInput("direction, leverage, tp_pct, sl_pct, horizon_bars",
+                           f"of shapes that broadcast to (..., {len(index)})", [one.shape for one in given])
+    return shape

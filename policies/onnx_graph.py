@@ -1,65 +1,125 @@
-"""What an ONNX graph must be before it is opened: closed, of standard operators, one row of features in.
+"""What an ONNX graph must be before it is opened: closed, of standard operators, of finite numbers, rows in, rows out.
 
-A graph is plain numbers and operators, but it may name files to read weights from, libraries' own operators and loops.
-None of them is needed to classify a row, so each is refused.
+A graph is plain numbers and operators, but it may name files to read weights from, libraries' own operators, loops, or
+operators that draw at random. None of them is needed to answer a row, so each is refused.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, ModelProto, TensorProto
+from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from policies.errors import BundleRefused
+from policies.manifest import one_line
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-PROBABILITIES = "probabilities"
+PROBABILITIES, EMBEDDING = "probabilities", "embedding"
+MAX_NODES = 20_000
+MAX_TENSOR_NUMBERS = 2**24  # of one tensor: 64 MiB of float32
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+                    "Bernoulli"})
+OPERATORS_UNSERVED = frozenset({"ImageDecoder", "StringSplit", "StringConcat", "RegexFullMatch", "StringNormalizer",
+                                "TfIdfVectorizer", "Scan", "Loop", "If", "SequenceMap"})
 
 
-def require_closed_graph(content: bytes, features: int) -> None:
-    """BundleRefused unless the graph takes float32 (rows, features) and answers float32 `probabilities`."""
+def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES) -> None:
+    """BundleRefused unless the graph takes float32 (rows, width) and answers float32 `output`, and is closed."""
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError, RecursionError) as error:
-        raise BundleRefused(f"not an ONNX graph: {error}") from error
-    foreign = sorted({entry.domain for entry in [*model.opset_import, *model.graph.node]} - DOMAINS)
-    if foreign:
-        raise BundleRefused(f"the ONNX graph uses operators of {', '.join(foreign)}; only the standard ones are served")
-    if model.functions or model.training_info:
-        raise BundleRefused("the ONNX graph brings functions or training steps of its own")
-    for node in model.graph.node:
-        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
-            raise BundleRefused(f"the ONNX graph branches or loops ({node.op_type})")
-    if any(t.data_location == TensorProto.EXTERNAL or t.external_data for t in _tensors(model)):
-        raise BundleRefused("the ONNX graph reads weights from outside its file")
+        raise BundleRefused(f"not an ONNX graph: {one_line(error)}") from error
+    _require_standard(model)
+    _require_plain_nodes(model)
+    for tensor in _tensors(model):
+        _require_own_numbers(tensor)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise BundleRefused(f"the ONNX graph is not valid: {error}") from error
-    _require_signature(model, features)
+        raise BundleRefused(f"the ONNX graph is not valid: {one_line(error)}") from error
+    for tensor in _tensors(model):
+        _require_finite(tensor)
+    _require_signature(model, width, output)
 
 
-def _tensors(model: ModelProto) -> list[TensorProto]:
-    found = list(model.graph.initializer)
+def _require_standard(model: ModelProto) -> None:
+    foreign = sorted({entry.domain for entry in [*model.opset_import, *model.graph.node]} - DOMAINS)
+    if foreign:
+        raise BundleRefused(f"the ONNX graph uses operators of {', '.join(foreign)!r:.200}; only the standard ones are "
+                            f"served")
+    if model.functions or model.training_info:
+        raise BundleRefused("the ONNX graph brings functions or training steps of its own")
+    if len(model.graph.node) > MAX_NODES:
+        raise BundleRefused(f"the ONNX graph has {len(model.graph.node)} nodes; at most {MAX_NODES} are served")
+
+
+def _require_plain_nodes(model: ModelProto) -> None:
+    for node in model.graph.node:
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.g.node or a.graphs
+               for a in node.attribute):
+            raise BundleRefused(f"the ONNX graph branches or loops ({node.op_type:.50})")
+        if node.op_type in RANDOM:
+            raise BundleRefused(f"the ONNX graph answers by chance ({node.op_type})")
+        if node.op_type in OPERATORS_UNSERVED:
+            raise BundleRefused(f"the ONNX graph does more than arithmetic ({node.op_type})")
+        for attribute in node.attribute:
+            if not all(map(math.isfinite, (attribute.f, *attribute.floats))):
+                raise BundleRefused(f"the ONNX graph holds a number that is not finite: {attribute.name:.50} of "
+                                    f"{node.op_type:.50}")
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
     sparse = list(model.graph.sparse_initializer)
     for node in model.graph.node:
         for attribute in node.attribute:
-            found += [attribute.t, *attribute.tensors]
-            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
-    return found + [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            sparse += attribute.sparse_tensors
+    for entry in sparse:
+        yield from (entry.values, entry.indices)
 
 
-def _require_signature(model: ModelProto, features: int) -> None:
+def _require_own_numbers(tensor: TensorProto) -> None:
+    """Refused: weights kept elsewhere, and sizes that no bundle can hold."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise BundleRefused("the ONNX graph reads weights from outside its file")
+    if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_TENSOR_NUMBERS:
+        shape = "x".join(map(str, tensor.dims))
+        raise BundleRefused(f"the ONNX graph declares a tensor of {shape:.100}; one has at most "
+                            f"{MAX_TENSOR_NUMBERS} numbers")
+
+
+def _require_finite(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.STRING:
+        return
+    try:
+        values = numpy_helper.to_array(tensor)
+        finite = bool(np.all(np.isfinite(values.astype(np.float64))))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleRefused(f"the ONNX graph's tensor {tensor.name!r:.50} cannot be read: {one_line(error)}") from error
+    if not finite:
+        raise BundleRefused(f"the ONNX graph holds weights that are not finite: {tensor.name!r:.50}")
+
+
+def _require_signature(model: ModelProto, width: int, output: str) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
         raise BundleRefused(f"the ONNX graph takes {len(inputs)} inputs; one is served, the feature vector")
     tensor = inputs[0].type.tensor_type
     shape = tensor.shape.dim
-    if tensor.elem_type != TensorProto.FLOAT or len(shape) != 2 or shape[1].dim_value != features \
+    if tensor.elem_type != TensorProto.FLOAT or len(shape) != 2 or shape[1].dim_value != width \
             or shape[0].dim_value > 1:
         described = "x".join(str(d.dim_value or d.dim_param or "?") for d in shape)
-        raise BundleRefused(f"the ONNX graph takes {described}; the manifest promises float32 rows x {features}")
+        raise BundleRefused(f"the ONNX graph takes {described:.100}; the manifest promises float32 rows x {width}")
     outputs = {value.name: value.type.tensor_type for value in model.graph.output}
-    if PROBABILITIES not in outputs or outputs[PROBABILITIES].elem_type != TensorProto.FLOAT:
-        raise BundleRefused(f"the ONNX graph has no float32 output `{PROBABILITIES}` among {sorted(outputs)}")
+    if output not in outputs or outputs[output].elem_type != TensorProto.FLOAT:
+        raise BundleRefused(f"the ONNX graph has no float32 output `{output}` among {sorted(outputs)!s:.200}")

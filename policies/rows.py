@@ -15,7 +15,9 @@ outcome        key id/part/rev    outcome (the Outcome as a dict), origin ("hub"
 verdict        key position       policy_id or "book", judgement, rule, figure, limit, trades, caused_by
 observation    key position, or the sender's own
                                   what, policy_id, figure, detail: what cannot be folded from outcomes; of "sentiment"
-                                  key sentiment/source/symbol/time_ms, figure score, detail the rest of it
+                                  key sentiment/source/symbol/time_ms, figure score, detail the rest of it; of
+                                  "registration_refused" detail actor, alias, sha256, source, reason; of "webhook"
+                                  key webhook/id, detail what was sent and what came of it
 
 `trade` is what an outcome's row repeats of its decision, so that it can be folded alone: symbol, strategy, policy_id,
 acts, decided_ms, direction and leverage (of the hub's action if it acts, else of the LLM's), executed (the levels, by
@@ -39,7 +41,10 @@ KINDS = ("genesis", "configuration", "policy", "command", "epoch", "decision", "
 BLOCKING_KINDS = frozenset({"configuration", "policy", "command", "epoch", "verdict"})
 
 # Rows of other kinds are never audited; of these, `is_audited` says which.
-AUDIT_KINDS = frozenset({"genesis", "configuration", "policy", "command", "epoch", "verdict"})
+AUDIT_KINDS = frozenset({"genesis", "configuration", "policy", "command", "epoch", "verdict", "observation"})
+
+REGISTRATION_REFUSED = "registration_refused"  # the observation of a candidate that did not become a policy
+AUDITED_OBSERVATIONS = frozenset({REGISTRATION_REFUSED, "embedding"})
 
 BOOK = "book"  # the policy_id of verdicts and commands on the whole account
 LLM_ONLY = "llm_only"  # stands where a policy_id would, when no head executes
@@ -66,8 +71,17 @@ class Row:
 
 
 def is_audited(row: Row) -> bool:
-    """Whether the row is projected into the audit: not if it is an epoch that left the traffic as it was."""
-    return row.kind in AUDIT_KINDS and not (row.kind == "epoch" and row.body.get("changed") is False)
+    """Whether the row is projected into the audit: what changed who may trade or by which embedding, or was refused.
+
+    Not an epoch that left the traffic as it was.
+    """
+    match row.kind:
+        case "epoch":
+            return row.body.get("changed") is not False
+        case "observation":
+            return row.body.get("what") in AUDITED_OBSERVATIONS
+        case _:
+            return row.kind in AUDIT_KINDS
 
 
 def decision_id_of(seed: int, request_id: str) -> str:

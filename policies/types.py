@@ -7,11 +7,17 @@ times are integer milliseconds UTC and end in `_ms`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policies.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # a bot that imports the words needs no numpy
+
+NO_EMBEDDING = "none"  # the version of a market's embedding that stands for none
 
 STRATEGIES = ("market_making", "momentum", "scalping", "arbitrage", "breakout", "sniping")
 
@@ -123,6 +129,7 @@ class Context:
     time_ms: the decision's time on the hub's clock.
     features: values in the order of the feature service; NaN is a missing value of an optional group.
     event_time_ms: by feature group, the event time of its values (a bar's close); absent if never seen.
+    arrays: by array group, its numbers (float32), oldest first; a head takes the last ones of it.
     """
 
     symbol: str
@@ -132,21 +139,29 @@ class Context:
     event_time_ms: dict[str, int]
     portfolio: Portfolio
     llm: LlmView | None = None
+    arrays: Mapping[str, tuple[float, ...] | NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What one policy answers to a Context. confidence: probability that `action` beats doing nothing, 0..1."""
+    """What one policy answers to a Context. confidence: probability that `action` beats doing nothing, 0..1.
+
+    members: of an ensemble, each member's signal by its alias: direction, confidence, weight. Empty for all others.
+    """
 
     action: Action
     confidence: float
+    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"action": self.action.to_dict(), "confidence": self.confidence}
+        body = {"action": self.action.to_dict(), "confidence": self.confidence}
+        if self.members:  # left out otherwise, so that rows written before there were ensembles replay equal
+            body["members"] = {alias: dict(signal) for alias, signal in self.members.items()}
+        return body
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Proposal:
-        return cls(Action.from_dict(values["action"]), values["confidence"])
+        return cls(Action.from_dict(values["action"]), values["confidence"], values.get("members", {}))
 
 
 @dataclass(frozen=True)

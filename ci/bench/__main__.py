@@ -18,8 +18,8 @@ from rich.console import Console
 from ci.bench.decision import Extent
 from ci.bench.machine import machine, versions
 from ci.bench.rows import Bench, Ran, Say, benches, run_each
-from ci.report import rows_table, write_report
 from hub.home import Home
+from reports.report import rows_table, write_report
 
 BUSY_PERCENT = 25.0  # from here on the figures are those of a shared machine
 

@@ -29,12 +29,12 @@ import psutil
 from ci.bench.engines import serving
 from ci.bench.load import ID_PLACE, Load, Timings, get, measure, post
 from ci.bench.setting import NO_OP_PATH, configuration, requests_at
-from ci.report import Aim, BenchRow, Side, compared
 from feature_repo.features import DECISION_V1, MINUTE_MS
 from feature_repo.market import replay_range
 from hub import engine
 from hub.home import Home
 from hub.market import settle
+from reports.report import Aim, BenchRow, Side, compared
 
 WORK = "A full decision over HTTP"
 PEER = "a no-op on Serve's default settings"

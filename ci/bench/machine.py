@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 PACKAGES = ("ray", "fastapi", "uvicorn", "pydantic", "numpy", "apsw", "redis", "hiredis", "uvloop", "feast", "duckdb",
-            "onnxruntime")
+            "onnxruntime", "numba", "vectorbt", "backtesting")
 
 
 def machine() -> dict[str, Any]:

@@ -30,13 +30,13 @@ import uvloop
 from redis.exceptions import RedisError
 
 from ci.bench.load import NotMeasured
-from ci.report import Aim, BenchRow, Side, compared
 from feature_repo.features import BARS, DECISION_V1, EPISODE_V1, GROUPS, FeatureList, FeatureSpec
 from feature_repo.online import PROJECT, FeaturesUnavailable, OnlineReader, field_of, redis_key_of, time_field_of
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import ONLINE_GROUPS, FeatureRepo, OnlineRow
 from hub.config import FeaturesConfig
 from hub.engine import free_port
+from reports.report import Aim, BenchRow, Side, compared
 
 WORK = "Online features, one row x"
 HUB = "OnlineReader.read on uvloop"

@@ -26,7 +26,7 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConf
 from feast.types import Float64, String
 
 from ci.bench.load import NotMeasured
-from ci.report import BenchRow
+from reports.report import BenchRow
 
 WORK = "Point-in-time training join, 40,000 rows x 20 features"
 PEER = "Feast's own DuckDB store"

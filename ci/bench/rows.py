@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ci.bench.decision import Extent
 from ci.bench.machine import busy_percent
-from ci.report import BenchRow
+from reports.report import BenchRow
 
 BUSY_WINDOW_S = 1.0
 
@@ -46,7 +46,12 @@ def benches(extent: Extent) -> dict[str, Bench]:
 
         return online.run(say)
 
-    return {"decision": decision, "join": join, "online": online}
+    def backtest(say: Say) -> list[BenchRow]:
+        from ci.bench import backtest
+
+        return backtest.run(say)
+
+    return {"decision": decision, "join": join, "online": online, "backtest": backtest}
 
 
 def run_each(chosen: Mapping[str, Bench], say: Say) -> list[Ran]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ci.chaos.faults import OF_REDIS
 from ci.chaos.load import RATE, REQUESTS_A_MINUTE, Answered
 from ci.chaos.run import Finding
-from ci.report import BenchRow, Plot, write_report
+from reports.report import BenchRow, Plot, write_report
 
 MOST_P99_MS, MOST_REBUILD_S = 100.0, 60.0
 MOST_P99_KILLED_MS = 400.0  # the first moment without a feeder waits as long as decisions are patient with it: 250 ms

@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ci.experiments.zero_edge import clopper_pearson
-from ci.report import BenchRow, Plot, write_report
 from feature_repo.drift import (
     DAY_MS,
     Counts,
@@ -50,6 +49,7 @@ from feature_repo.transforms import FeatureFrame, compute_features
 from policies.bars import Bars
 from policies.errors import InvalidInput
 from policies.keyed_random import generator
+from reports.report import BenchRow, Plot, write_report
 
 VENUE, SYMBOLS, POOLED = "binance_spot", ("BTC", "ETH"), "BTC + ETH pooled"
 CHOSEN_BEFORE = day_of("2025-10-01")

@@ -1,4 +1,4 @@
-"""A small classifier in ONNX and bundles around it."""
+"""A small classifier in each format of weights, and bundles around it."""
 
 from __future__ import annotations
 
@@ -7,35 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+import safetensors.numpy
+from numpy.typing import NDArray
+from onnx import ModelProto
+from small_models import linear_classifier, linear_tensors, small_trees
 
 from policies.bundle import Bundle, Manifest, make_bundle
 
 FEATURES = ("ret_1", "ret_15", "vol", "funding_rate")
 
 
-def linear_classifier(features: int = len(FEATURES), seed: int = 0) -> ModelProto:
-    """softmax(x W + b) over short, flat, long."""
-    weights = np.random.default_rng(seed).normal(size=(features, 3)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "b"], ["scores"]),
-             helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1)]
-    graph = helper.make_graph(
-        nodes, "classifier", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, features])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.zeros(3, np.float32), "b")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-
-
 @pytest.fixture
 def onnx_model() -> ModelProto:
-    return linear_classifier()
+    return linear_classifier(len(FEATURES))
 
 
 @pytest.fixture
 def onnx_bundle() -> Callable[..., Bundle]:
+    """With arrays, the default model is as wide as they make it."""
+
     def build(model: ModelProto | None = None, **changes: Any) -> Bundle:
         manifest = Manifest(**{"kind": "onnx_classifier", "alias": "linear_v1", "features": FEATURES, **changes})
-        return make_bundle(manifest, {"model.onnx": (model or linear_classifier()).SerializeToString()})
+        return make_bundle(manifest, {"model.onnx": (model or linear_classifier(manifest.width)).SerializeToString()})
 
     return build
 
@@ -45,5 +38,32 @@ def momentum_bundle() -> Callable[..., Bundle]:
     def build(**changes: Any) -> Bundle:
         return make_bundle(Manifest(**{"kind": "momentum_rule", "alias": "momentum_v1", "features": FEATURES,
                                        "inputs": {"momentum": "ret_15"}, **changes}), {})
+
+    return build
+
+
+@pytest.fixture
+def softmax_bundle() -> Callable[..., Bundle]:
+    def build(tensors: dict[str, NDArray[np.float32]] | None = None, **changes: Any) -> Bundle:
+        manifest = Manifest(**{"kind": "linear_softmax", "alias": "softmax_v1", "features": FEATURES,
+                               "optional_features": FEATURES[3:], **changes})
+        content = safetensors.numpy.save(linear_tensors(manifest.width) if tensors is None else tensors)
+        return make_bundle(manifest, {"weights.safetensors": content})
+
+    return build
+
+
+@pytest.fixture
+def trees() -> tuple[bytes, bytes]:
+    """A small CatBoost classifier of FEATURES in its own format and as ONNX; the last feature may be NaN."""
+    return small_trees(len(FEATURES))
+
+
+@pytest.fixture
+def trees_bundle(trees: tuple[bytes, bytes]) -> Callable[..., Bundle]:
+    def build(content: bytes | None = None, **changes: Any) -> Bundle:
+        manifest = Manifest(**{"kind": "catboost_classifier", "alias": "trees_v1", "features": FEATURES,
+                               "optional_features": FEATURES[3:], **changes})
+        return make_bundle(manifest, {"model.cbm": trees[0] if content is None else content})
 
     return build

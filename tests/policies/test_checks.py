@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from policies.bundle import Bundle
-from policies.checks import check_policy, require_sound
+from policies.bundle import Bundle, pack_bundle
+from policies.checks import check_agreement, check_encoder, check_policy, main, refuse_unless_sound, require_sound
 from policies.errors import BundleRefused
 from policies.heads import Policy, load_head
 from policies.types import Action, Context, Direction, Proposal
@@ -21,16 +22,27 @@ ROWS = np.random.default_rng(2).normal(size=(20, 4))
 
 def test_every_kind_of_head_is_sound(onnx_bundle: Callable[..., Bundle],
                                      momentum_bundle: Callable[..., Bundle]) -> None:
-    for bundle in (onnx_bundle(), onnx_bundle(optional_features=("funding_rate",)), momentum_bundle()):
+    arrays = onnx_bundle(arrays={"window": 5, "market_embedding": 2},
+                         required_groups=("bars", "window", "market_embedding"))
+    assert check_policy(load_head(arrays)) == []
+    for bundle in (onnx_bundle(), momentum_bundle()):
         assert check_policy(load_head(bundle)) == []
         require_sound(load_head(bundle), ROWS)
+
+
+def test_a_head_that_cannot_do_without_its_optional_feature_is_not_sound(onnx_bundle: Callable[..., Bundle]) -> None:
+    findings = check_policy(load_head(onnx_bundle(optional_features=("funding_rate",))))
+    assert any("when funding_rate is missing, which is optional" in finding for finding in findings)
 
 
 class Faulty:
     """A head that would be sound, with one fault."""
 
     policy_id = "f" * 64
-    features = ("a", "b", "c", "d")
+    features = needed_features = ("a", "b", "c", "d")
+    arrays: ClassVar[dict[str, int]] = {}
+    optional_features = ()
+    width = 4
 
     def __init__(self, predict: Any = None, propose: Any = None) -> None:
         self._predict, self._propose, self.calls = predict, propose, 0
@@ -39,7 +51,9 @@ class Faulty:
         self.calls += 1
         rows = np.asarray(obs)
         sound = np.broadcast_to([0.2, 0.3, 0.5], (*rows.shape[:-1], 3)).copy()
-        return self._predict(self, rows, sound) if self._predict else sound
+        if self._predict:
+            sound = self._predict(self, rows, sound)
+        return sound
 
     def propose(self, context: Context) -> Proposal:
         self.calls += 1
@@ -66,6 +80,8 @@ FAULTS: list[tuple[Policy, str]] = [
     (Faulty(propose=lambda head, context, sound: Proposal(sound.action, float("nan"))), "confidence"),
     (Faulty(propose=lambda head, context, sound: Proposal(dataclasses.replace(
         sound.action, direction=Direction.LONG, size_fraction=0.1), 0.7)), "all NaN"),
+    (Faulty(propose=lambda head, context, sound: Proposal(Action(Direction.LONG, 0.05, 5.0, 0.01, 0.008), 0.7)
+            if np.isfinite(context.features[:3]).all() else sound), "d is NaN"),
     (Faulty(propose=changed(leverage=0.5)), "leverage"),
     (Faulty(propose=changed(size_fraction=1.5)), "size_fraction"),
     (Faulty(propose=changed(sl_pct=0.0)), "sl_pct"),
@@ -87,3 +103,87 @@ def test_each_fault_is_found_and_refused(head: Policy, finding: str) -> None:
 
 def test_too_few_rows_to_check_with_are_a_finding(momentum_bundle: Callable[..., Bundle]) -> None:
     assert "N >= 2" in check_policy(load_head(momentum_bundle()), ROWS[:1])[0]
+
+
+class Ticking:
+    """A timer on which every second reading comes `step_s` later."""
+
+    def __init__(self, step_s: float) -> None:
+        self._now_s, self._step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self._now_s += self._step_s
+        return self._now_s
+
+
+def test_a_head_that_is_too_slow_is_found_by_its_figure() -> None:
+    assert check_policy(Faulty(), ROWS, 50.0, Ticking(0.049)) == []
+    assert check_policy(Faulty(), ROWS, 50.0, Ticking(0.051)) == [
+        "answers too slowly: 50 % of 5 rows within 51.0 ms, allowed are 50 ms"]
+
+
+def test_a_head_that_is_far_too_slow_is_not_asked_a_thousand_times() -> None:
+    head = Faulty()
+    check_policy(head, ROWS, 50.0, Ticking(0.051))
+    assert head.calls == 10
+
+
+def test_one_slow_row_in_twenty_is_forgiven_and_the_better_of_two_counts() -> None:
+    slow_once = iter(np.cumsum([[0, 0.5, 0.001]] * (5 + len(ROWS))))
+    assert check_policy(Faulty(), ROWS, 50.0, lambda: float(next(slow_once))) == []
+    for slow_rows, findings in ((1, 0), (2, 1)):
+        steps = [[0, 0.001, 0.001]] * (5 + len(ROWS) - slow_rows) + [[0, 0.06, 0.06]] * slow_rows
+        readings = iter(np.cumsum(steps))
+        assert len(check_policy(Faulty(), ROWS, 50.0, lambda readings=readings: float(next(readings)))) == findings
+
+
+def test_answers_equal_to_the_frameworks_agree_and_others_are_counted(onnx_bundle: Callable[..., Bundle]) -> None:
+    head = load_head(onnx_bundle())
+    expected = head.predict(ROWS)
+    assert check_agreement(head, ROWS, expected + 5e-5) == []
+    expected[3, 1] += 2e-4
+    expected[7, 0] = np.nan
+    assert check_agreement(head, ROWS, expected) == [
+        "2 of 20 rows differ from its framework by more than 0.0001, the first is row 3 by 0.0002"]
+    assert "shape" in check_agreement(head, ROWS, expected[:5])[0]
+    assert "failed" in check_agreement(head, np.full((2, 4), np.nan), expected[:2])[0]
+
+
+def test_a_refusal_names_the_first_findings_and_counts_the_rest() -> None:
+    with pytest.raises(BundleRefused, match=r"one; two; three; four; five; six; and 4 more$"):
+        refuse_unless_sound("f" * 64, ["one", "two", "three", "four", "five", "six", *"abcd"])
+
+
+class Encoding:
+    """An encoder that would be sound, with one fault."""
+
+    window, size = 5, 2
+
+    def __init__(self, fault: Any = None) -> None:
+        self._fault, self.calls = fault, 0
+
+    def embed(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.calls += 1
+        sound = windows[:, :2] * 2
+        return self._fault(self, windows, sound) if self._fault else sound
+
+
+def test_each_fault_of_an_encoder_is_found() -> None:
+    faults = {"finite": lambda own, windows, sound: sound + np.inf, "shape": lambda own, windows, sound: sound[:, :1],
+              "same windows": lambda own, windows, sound: sound + own.calls,
+              "in a batch": lambda own, windows, sound: sound + len(windows)}
+    assert check_encoder(Encoding()) == []
+    for finding, fault in faults.items():
+        assert finding in " ".join(check_encoder(Encoding(fault)))
+    assert "too slowly" in check_encoder(Encoding(), 1.0, Ticking(1.0))[0]
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_one(
+        tmp_path: Path, momentum_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.pt").write_bytes(pack_bundle(momentum_bundle()))
+    (tmp_path / "bad.pt").write_bytes(b"\x80\x04.")
+    assert main([str(tmp_path / "good.pt")]) == 0
+    assert "is sound" in capsys.readouterr().out
+    assert main([str(tmp_path / "bad.pt")]) == 1
+    assert "a pickle" in capsys.readouterr().out
+    assert main([]) == 2

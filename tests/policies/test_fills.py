@@ -207,6 +207,19 @@ def test_random_bars_meet_every_way_to_end() -> None:
     assert set(walked.reason) == {fills.UNFINISHED, fills.TARGET, fills.STOP, fills.HORIZON, fills.LIQUIDATION}
 
 
+def test_parameters_broadcast_over_entries_as_if_each_set_were_walked_alone() -> None:
+    bars, rng = random_bars(4), np.random.default_rng(4)
+    entries, sign = np.arange(0, 400, 3), rng.choice([-1, 1], 134)
+    leverage, tp = np.array([1.0, 10.0, 40.0])[:, None], rng.uniform(0.002, 0.03, (3, 1))
+    sl, horizon = np.array([0.004, 0.03])[:, None, None], np.array([3, 9, 20])[:, None]
+    grid = simulate_brackets(bars, entries, sign, leverage, tp, sl, horizon)
+    assert grid.reason.shape == (2, 3, 134)
+    for i, j in np.ndindex(2, 3):
+        alone = simulate_brackets(bars, entries, sign, leverage[j, 0], tp[j, 0], sl[i, 0, 0], int(horizon[j, 0]))
+        for field in dataclasses.fields(fills.BracketFills):
+            np.testing.assert_array_equal(getattr(grid, field.name)[i, j], getattr(alone, field.name))
+
+
 def test_later_bars_never_change_a_trade_that_ended_before_them() -> None:
     bars, other = random_bars(1), random_bars(2)
     cut = 200
@@ -220,7 +233,8 @@ def test_later_bars_never_change_a_trade_that_ended_before_them() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"entry_index": [-1]}, {"entry_index": [401]}, {"direction": 0},
-                                 {"sl_pct": math.nan}, {"leverage": [math.nan]}, {"horizon_bars": 0}])
+                                 {"sl_pct": math.nan}, {"leverage": [math.nan]}, {"horizon_bars": 0},
+                                 {"leverage": [1.0, 2.0]}, {"entry_index": [[0]]}])
 def test_senseless_entries_are_refused(bad: dict) -> None:
     arguments = {"entry_index": [0], "direction": 1, "leverage": 5.0, "tp_pct": 0.01, "sl_pct": 0.01,
                  "horizon_bars": 5} | bad

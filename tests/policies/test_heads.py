@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from policies.bundle import Bundle
+from policies.bundle import Bundle, Manifest, make_bundle
 from policies.errors import BundleRefused, HubError, InvalidInput
 from policies.heads import PredictionFailed, load_head
 from policies.types import Context, Direction, Portfolio
@@ -120,6 +121,42 @@ def test_a_graph_that_the_runtime_cannot_open_is_refused(onnx_bundle: Build, mon
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with pytest.raises(BundleRefused, match="no kernel"):
         load_head(onnx_bundle())
+
+
+ARRAYS = {"arrays": {"window": 10, "market_embedding": 4}, "required_groups": ("bars", "window", "market_embedding")}
+
+
+def test_a_row_is_the_features_then_the_last_numbers_of_each_group_in_the_order_of_names(onnx_bundle: Build) -> None:
+    head = load_head(onnx_bundle(**ARRAYS))
+    features, embedding, window = ROWS[0], np.arange(6.0) / 10, np.arange(20.0) / 20
+    asked = dataclasses.replace(context(*features), arrays={"window": window, "market_embedding": tuple(embedding)})
+    p_short, _, p_long = head.predict(np.concatenate([features, embedding[-4:], window[-10:]]))
+    assert head.width == 18
+    assert head.propose(asked).confidence == pytest.approx(max(p_short, p_long) / (p_short + p_long), abs=1e-12)
+
+
+@pytest.mark.parametrize(("arrays", "reason"), [
+    ({}, "market_embedding is absent"), ({"market_embedding": np.zeros(4)}, "window is absent"),
+    ({"market_embedding": np.zeros(3), "window": np.zeros(10)}, "market_embedding is 3 numbers, it needs 4"),
+    ({"market_embedding": (), "window": np.zeros(10)}, "market_embedding is 0 numbers"),
+    ({"market_embedding": np.zeros(4), "window": np.array([np.nan] * 10)}, r"window\[0\] is nan")])
+def test_an_array_that_is_absent_short_or_not_finite_is_an_error_by_name(onnx_bundle: Build, arrays: dict[str, object],
+                                                                         reason: str) -> None:
+    asked = dataclasses.replace(context(*ROWS[0]), arrays=arrays)
+    with pytest.raises(PredictionFailed, match=reason):
+        load_head(onnx_bundle(**ARRAYS)).propose(asked)
+
+
+def test_features_too_many_are_not_taken_for_an_array(onnx_bundle: Build) -> None:
+    asked = dataclasses.replace(context(*range(8)), arrays={"window": np.zeros(10), "market_embedding": np.zeros(4)})
+    with pytest.raises(InvalidInput, match="4 numbers"):
+        load_head(onnx_bundle(**ARRAYS)).propose(asked)
+
+
+def test_an_encoder_is_no_head() -> None:
+    manifest = Manifest("window_encoder", "mae", (), arrays={"window": 5}, parameters={"size": 2})
+    with pytest.raises(BundleRefused, match="no policy"):
+        load_head(make_bundle(manifest, {"model.onnx": b""}))
 
 
 def test_errors_of_heads_are_in_the_hubs_tree() -> None:

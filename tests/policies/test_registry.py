@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from policies import registry
-from policies.bundle import Bundle, pack_bundle
+from policies.bundle import Bundle, Signature, pack_bundle
 from policies.errors import BundleRefused, UnknownEntity
 from policies.registry import PolicyFolder
 
@@ -63,3 +64,22 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, onnx_bundle: Build, monke
     with pytest.raises(OSError, match="No space"):
         PolicyFolder(tmp_path).add(pack_bundle(onnx_bundle()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signature_that_comes_later_is_kept_beside_the_same_policy(tmp_path: Path, onnx_bundle: Build) -> None:
+    folder, plain = PolicyFolder(tmp_path), onnx_bundle()
+    folder.add(pack_bundle(plain))
+    for digit in "12":
+        signed = replace(plain, signature=Signature("0" * 64, digit * 128))
+        assert folder.add(pack_bundle(signed)).signature == signed.signature
+        assert folder.add(pack_bundle(plain)).signature == signed.signature
+    assert folder.ids() == [plain.policy_id]
+    assert folder.get(plain.policy_id) == plain
+
+
+def test_marks_lie_beside_the_policies_and_are_no_policies(tmp_path: Path, onnx_bundle: Build) -> None:
+    folder = PolicyFolder(tmp_path)
+    policy_id = folder.add(pack_bundle(onnx_bundle())).policy_id
+    folder.marks.set(policy_id)
+    assert folder.marks.holds(policy_id)
+    assert folder.ids() == [policy_id]

@@ -13,7 +13,7 @@ from ci.bench import rows
 from ci.bench.__main__ import main
 from ci.bench.decision import Extent
 from ci.bench.rows import Bench, Say, benches
-from ci.report import Aim, BenchRow, Side, compared
+from reports.report import Aim, BenchRow, Side, compared
 
 
 def bench(work: str, hub_ms: float) -> Bench:
@@ -80,5 +80,5 @@ def test_an_interrupt_ends_them_all(home: Path) -> None:
     assert not (home / "reports" / "bench.json").exists()
 
 
-def test_the_three_are_offered() -> None:
-    assert list(benches(Extent())) == ["decision", "join", "online"]
+def test_every_bench_is_offered() -> None:
+    assert list(benches(Extent())) == ["decision", "join", "online", "backtest"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ci.report import Aim, BenchRow, Plot, RunPlot, Side, compared, rows_table, write_report
 from policies.errors import InvalidInput
+from reports.report import Aim, BenchRow, Plot, RunPlot, Side, compared, rows_table, write_report
 
 
 def row(unit: str, hub: Sequence[float], peer: Sequence[float], floor: Sequence[float], aim: Aim) -> BenchRow:

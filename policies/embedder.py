@@ -1,0 +1,113 @@
+"""Embedders: bundles that turn windows of bars into a market's embedding. They are no policies and decide nothing.
+
+Which one is in use, the ledger says; `EmbedderFolder` holds those that may be. A head is made for one version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.bundle import ONNX_FILE, WINDOW_ENCODER, Bundle, read_bundle
+from policies.errors import BundleRefused, HubError, InvalidInput, UnknownEntity
+from policies.loader import require_checked
+from policies.onnx_graph import EMBEDDING
+from policies.onnx_session import OnnxFunction
+from policies.registry import PolicyFolder
+from policies.types import NO_EMBEDDING
+
+VERSION_DIGITS = 12
+WINDOW_ARRAY = "window"  # the array group that an embedder takes the last numbers of
+
+Floats = NDArray[np.float32]
+
+
+class EmbeddingFailed(HubError):
+    """An embedder has no usable answer to a window; whoever needs its embedding goes on without."""
+
+    code = "embedding_failed"
+
+
+def version_of(policy_id: str) -> str:
+    """What an embedding is called that this bundle makes."""
+    return f"mae-{policy_id[:VERSION_DIGITS]}"
+
+
+class Embedder:
+    """version: of its embeddings. window: how many numbers it takes, the last ones of the array group `window`.
+    size: how many numbers an embedding has."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        if manifest.kind != WINDOW_ENCODER:
+            raise BundleRefused(f"an embedder is of kind {WINDOW_ENCODER}, this bundle is of kind {manifest.kind}")
+        self.version = version_of(bundle.policy_id)
+        self.window, self.size = int(manifest.arrays[WINDOW_ARRAY]), int(manifest.parameters["size"])
+        self._encode = OnnxFunction(bundle.files[ONNX_FILE], self.window, EMBEDDING, ONNX_FILE)
+
+    def embed(self, windows: Floats) -> Floats:
+        """(N, window) -> (N, size), finite. Row by row, so that no batch size can change a bit of an answer.
+
+        InvalidInput for windows of another length; EmbeddingFailed where the graph has no answer.
+        """
+        if windows.ndim != 2 or windows.shape[1] != self.window:
+            raise InvalidInput("windows", f"of shape (N, {self.window})", windows.shape)
+        embedded = np.empty((len(windows), self.size), np.float32)
+        for place, row in enumerate(windows):
+            embedded[place] = self._embedded(np.ascontiguousarray(row, np.float32))
+        if not np.isfinite(embedded).all():
+            raise EmbeddingFailed(f"{self.version} answered a number that is not finite")
+        return embedded
+
+    def _embedded(self, row: Floats) -> Floats:
+        try:
+            answer = self._encode(row.reshape(1, -1))
+        except Exception as error:  # its errors share no base class
+            raise EmbeddingFailed(f"{self.version} failed: {error}") from error
+        if answer.shape != (1, self.size):
+            raise EmbeddingFailed(f"{self.version} answered shape {answer.shape}, not (1, {self.size})")
+        return np.asarray(answer[0], np.float32)
+
+
+def load_embedder(bundle: Bundle) -> Embedder:
+    """The embedder of this bundle, tried on one window. Raises BundleRefused if it cannot serve."""
+    embedder = Embedder(bundle)
+    try:
+        embedder.embed(np.zeros((1, embedder.window), np.float32))
+    except EmbeddingFailed as error:
+        raise BundleRefused(str(error)) from error
+    return embedder
+
+
+class EmbedderFolder:
+    """Window encoders on disk, by id, as policies are stored. Any number of processes may share the folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = PolicyFolder(root)
+
+    def add(self, source: Path | bytes, check: Callable[[Bundle], object] = require_checked) -> str:
+        """Keep an embedder that is found sound, by default in a process of its own; its version.
+
+        BundleRefused, and nothing changes, if it is not.
+        """
+        bundle = read_bundle(source)
+        if bundle.manifest.kind != WINDOW_ENCODER:
+            raise BundleRefused(f"an embedder is of kind {WINDOW_ENCODER}, this bundle is of kind "
+                                f"{bundle.manifest.kind}")
+        check(bundle)
+        self._folder.add(source)
+        return version_of(bundle.policy_id)
+
+    def versions(self) -> dict[str, str]:
+        """{version: id of the bundle}."""
+        return {version_of(policy_id): policy_id for policy_id in self._folder.ids()}
+
+    def load(self, version: str) -> Embedder:
+        """Raises UnknownEntity for a version that is not stored, BundleRefused for one that cannot serve."""
+        known = self.versions()
+        if version not in known:
+            raise UnknownEntity("embedding", version, [*known, NO_EMBEDDING])
+        return load_embedder(self._folder.get(known[version]))

@@ -1,0 +1,1 @@
+"""Tables and pages that people read: what every room that measures something writes its report with."""
