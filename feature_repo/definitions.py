@@ -1,5 +1,9 @@
 """What Feast is told: entities, one view per feature group, labels, outcomes and embeddings, and the services.
 
+The market's embedding has two views over the same files. Online, a symbol has the embedding of the version in use. In
+the offline store every version that ever embedded a bar is kept, and a training set joins one of them: there the
+version is a key. A window has no rows offline, since the bars give it: `feature_repo.transforms.window_frame`.
+
 Built by a function, because the files lie under a home that is known only when the hub starts; importing does nothing.
 """
 
@@ -13,11 +17,21 @@ import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Array, FeastType, Float32, Float64, Int64, String
 
-from feature_repo.features import GROUPS, SERVICES, FeatureGroup, FeatureList
+from feature_repo.features import (
+    ARRAYS,
+    GROUPS,
+    MARKET_EMBEDDING,
+    SERVICES,
+    VERSION_FEATURE,
+    ArrayGroup,
+    FeatureGroup,
+    FeatureList,
+)
 from feature_repo.offline import CREATED, EVENT, OfflineFiles
 
 ENTITY = "symbol"
 LABELS, OUTCOMES, EMBEDDINGS = "labels", "outcomes", "embeddings"
+EMBEDDINGS_BY_VERSION = "market_embedding_by_version"
 LABEL_NAMES = ("long_return", "short_return")
 OUTCOME_NAMES = ("net_return", "pnl", "fees", "funding", "horizon_s", "drawdown_proxy")
 
@@ -47,9 +61,17 @@ def build_definitions(files: OfflineFiles) -> Definitions:
                       description="a decision of the hub's ledger")
     bracket = Entity(name="bracket", join_keys=["bracket"], value_type=ValueType.STRING,
                      description="levels, horizon and costs of the trade that a label is of")
+    version = Entity(name="embedder", join_keys=[VERSION_FEATURE], value_type=ValueType.STRING,
+                     description="version of the embedder that made an embedding")
     builder = _Builder(files)
     for group in GROUPS.values():
         builder.group(group, symbol)
+    for array in ARRAYS.values():
+        builder.array(array, symbol)
+    embedding = ARRAYS[MARKET_EMBEDDING]
+    builder.view(EMBEDDINGS_BY_VERSION, [symbol, version], [ENTITY, VERSION_FEATURE],
+                 {embedding.feature: Array(Float32)}, timedelta(milliseconds=embedding.ttl_ms),
+                 "the market's embedding by one embedder, for training", of=MARKET_EMBEDDING)
     builder.view(LABELS, [symbol, decided, bracket], [ENTITY, "decided_ms", "bracket"],
                  dict.fromkeys(LABEL_NAMES, Float64), timedelta(0),
                  "what a long and a short bracket entered then have earned; known when both are over")
@@ -58,7 +80,7 @@ def build_definitions(files: OfflineFiles) -> Definitions:
     builder.view(EMBEDDINGS, [symbol], [ENTITY], {"embedding": Array(Float32), "embedding_version": String},
                  timedelta(minutes=3), "the market at a decision, as the memory sees it, and by which embedder")
     services = {service.name: _service(service, builder.views) for service in SERVICES}
-    return Definitions((symbol, decided, bracket, decision), builder.views, services, builder.columns)
+    return Definitions((symbol, decided, bracket, decision, version), builder.views, services, builder.columns)
 
 
 class _Builder:
@@ -72,17 +94,27 @@ class _Builder:
         self.view(group.name, [symbol], [ENTITY], dict.fromkeys(group.names, Float64),
                   timedelta(milliseconds=group.ttl_ms), group.description, described, group.online)
 
+    def array(self, group: ArrayGroup, symbol: Entity) -> None:
+        features: dict[str, FeastType] = {group.feature: Array(Float32)}
+        if group.versioned:
+            features[VERSION_FEATURE] = String
+        self.view(group.name, [symbol], [ENTITY], features, timedelta(milliseconds=group.ttl_ms), group.description,
+                  {group.feature: group.description}, online=True)
+
     def view(self, name: str, entities: list[Entity], keys: list[str], features: dict[str, FeastType], ttl: timedelta,
-             description: str, described: dict[str, str] | None = None, online: bool = False) -> None:
+             description: str, described: dict[str, str] | None = None, online: bool = False,
+             of: str | None = None) -> None:
+        """of: the view whose files these are, if they are another's."""
         types: dict[str, FeastType] = {key: Int64 if key.endswith("_ms") else String for key in keys}
         types |= features
-        source = FileSource(name=f"{name}_files", path=self._files.pattern(name), timestamp_field=EVENT,
+        source = FileSource(name=f"{name}_files", path=self._files.pattern(of or name), timestamp_field=EVENT,
                             created_timestamp_column=CREATED)
         fields = [Field(name=field, dtype=dtype, description=(described or {}).get(field, ""))
                   for field, dtype in types.items()]
         self.views[name] = FeatureView(name=name, entities=entities, ttl=ttl, schema=fields, source=source,
                                        online=online, description=description)
-        self.columns[name] = pa.schema([pa.field(field, _ARROW[dtype]) for field, dtype in types.items()])
+        if of is None:
+            self.columns[name] = pa.schema([pa.field(field, _ARROW[dtype]) for field, dtype in types.items()])
 
 
 def _service(service: FeatureList, views: dict[str, FeatureView]) -> FeatureService:

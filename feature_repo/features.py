@@ -6,6 +6,9 @@ named, ordered selection of features. `decision_v1` is what heads see: scale-fre
 every symbol and a drift gauge does not fire because a price went up. `episode_v1` is what an episode remembers for
 people and the LLM: prices, sentiment, book, account and strategy weights in their own units. A service never changes
 once policies were trained on it; another selection is another version.
+
+An array group has one stored feature, an array of float32, and belongs to no service: a head that wants it names it in
+its manifest, and takes the last numbers of it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_repo.windows import CHANNELS, WINDOW_BARS, WINDOW_NUMBERS
 from policies.types import STRATEGIES
 
 SECOND_MS = 1_000
@@ -29,9 +33,12 @@ QUOTE, DEPTH, FLOW, MID = "quote", "depth", "flow", "mid"
 FEAR_GREED, REDDIT, TWITTER, POLYMARKET = "fear_greed", "reddit", "twitter", "polymarket"
 PORTFOLIO, WEIGHTS = "portfolio", "weights"
 SCORED_SOURCES = (REDDIT, TWITTER, POLYMARKET)  # sentiment that the bot pushes, per symbol
+WINDOW, MARKET_EMBEDDING = "window", "market_embedding"  # array groups
 MISSING = "missing"  # not a group that is stored: 1 where another group is absent or stale
 
 DEVIATIONS = "standard deviations"
+VERSION_FEATURE = "embedding_version"
+MOST_EMBEDDING = 256  # numbers of a market's embedding
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,27 @@ class FeatureGroup:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.specs)
+
+
+@dataclass(frozen=True)
+class ArrayGroup:
+    """A group whose one stored feature, `feature`, is an array of at most `most` float32.
+
+    step: what is taken of it is a whole multiple of this. versioned: its rows say which version of an embedder made
+    them, in the stored text VERSION_FEATURE.
+    """
+
+    name: str
+    feature: str
+    ttl_ms: int
+    most: int
+    step: int
+    description: str
+    versioned: bool = False
+
+    def admits(self, count: int) -> bool:
+        """Whether a head may take the last `count` numbers."""
+        return 0 < count <= self.most and count % self.step == 0
 
 
 @dataclass(frozen=True)
@@ -220,7 +248,18 @@ def _groups() -> tuple[FeatureGroup, ...]:
     )
 
 
+def _array_groups() -> tuple[ArrayGroup, ...]:
+    return (
+        ArrayGroup(WINDOW, "bars_before", 3 * MINUTE_MS, WINDOW_NUMBERS, len(CHANNELS),
+                   f"the last {WINDOW_BARS} one-minute bars, oldest first, {len(CHANNELS)} numbers each "
+                   f"({', '.join(CHANNELS)}, see `feature_repo/windows.py`); where `bars` has a row"),
+        ArrayGroup(MARKET_EMBEDDING, "embedding", 3 * MINUTE_MS, MOST_EMBEDDING, 1,
+                   "what the embedder in use makes of the window, with its version", versioned=True),
+    )
+
+
 GROUPS = MappingProxyType({group.name: group for group in _groups()})
+ARRAYS = MappingProxyType({group.name: group for group in _array_groups()})
 SPECS = MappingProxyType({spec.name: spec for group in GROUPS.values() for spec in group.specs})
 
 

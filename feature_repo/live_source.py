@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_repo.array_frames import WindowFrame
 from feature_repo.book import (
     FLOW_WINDOW_MS,
     SAMPLE_MS,
@@ -69,6 +70,11 @@ class LiveSource:
                 self._kept[symbol, group] = held.slice(held.until(oldest_ms), len(held))
             return {group: frame.reaching(start_ms, stop_ms) for (of, group), frame in self._kept.items()
                     if of == symbol and len(frame)}
+
+    def windows(self, symbol: str, start_ms: int, stop_ms: int) -> WindowFrame:
+        """The window of the newest candle that was taken in, if there is one; `frames` takes candles in."""
+        with self._turn:
+            return self._windows[symbol].window().reaching(start_ms, stop_ms)
 
     def _news(self, symbol: str) -> dict[str, GroupFrame]:
         news = self._windows[symbol].push(bars_of(symbol, self.live.take_candles(symbol), None))

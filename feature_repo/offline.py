@@ -61,12 +61,19 @@ class OfflineFiles:
             return sum(self._append_month(view, part, str(month), columns.filter(pa.array(months == month)),
                                           event_time_ms[months == month], created_ms) for month in np.unique(months))
 
-    def event_times(self, view: str, part: str, first_ms: int, last_ms: int) -> NDArray[np.int64]:
-        """Event times in [first_ms, last_ms] of which a part holds rows, each once, rising."""
+    def event_times(self, view: str, part: str, first_ms: int, last_ms: int,
+                    where: tuple[str, str] | None = None) -> NDArray[np.int64]:
+        """Event times in [first_ms, last_ms] of which a part holds rows, each once, rising.
+
+        where: a column and its text; rows with another one do not count.
+        """
+        columns = [EVENT] if where is None else [EVENT, where[0]]
         files = [path for path in sorted(self._part(view, part).glob("*.parquet"))
                  if _range_of(path)[1] <= last_ms and _range_of(path)[2] >= first_ms]
-        held = [pq.read_table(path, columns=[EVENT], partitioning=None)[EVENT].cast(pa.int64()).to_numpy()
-                for path in files]
+        tables = [pq.read_table(path, columns=columns, partitioning=None) for path in files]
+        if where is not None:
+            tables = [table.filter(pc.equal(table[where[0]], where[1])) for table in tables]
+        held = [table[EVENT].cast(pa.int64()).to_numpy() for table in tables]
         times = np.unique(np.concatenate(held)) if held else np.empty(0, np.int64)
         return times[(times >= first_ms) & (times <= last_ms)]
 
@@ -127,6 +134,9 @@ def _news(held: pa.Table, fresh: pa.Table) -> pa.Table:
     asked, latest = fresh.to_pandas().set_index(keys), latest.set_index(keys)
     ours, theirs = asked[numbers].to_numpy(), latest[numbers].reindex(asked.index).to_numpy()
     same = ((ours == theirs) | (np.isnan(ours) & np.isnan(theirs))).all(axis=1)
+    for name in (field.name for field in fresh.schema if pa.types.is_list(field.type)):
+        pairs = zip(asked[name], latest[name].reindex(asked.index), strict=True)
+        same &= np.fromiter((np.array_equal(one, other) for one, other in pairs), bool, len(asked))
     return fresh.filter(pa.array(~(asked.index.isin(latest.index) & same)))
 
 

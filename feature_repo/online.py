@@ -4,6 +4,8 @@ Feast keeps, per entity, one hash: field mmh3("<view>:<feature>") holds the valu
 as protobuf. The key and the field names never change, so they are made once, and without Feast: to import it costs
 every serving process three seconds and 150 MB. Feast does not apply a view's ttl when it reads online; here a group
 that is older than its ttl, or not known yet, is missing from the vector like one that was never written.
+
+Array groups are read by the same command, and only those that are asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from functools import lru_cache
 from operator import itemgetter
 
 import mmh3
+import numpy as np
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from feature_repo.features import DECISION_V1, GROUPS, FeatureList
+from feature_repo.features import ARRAYS, DECISION_V1, GROUPS, VERSION_FEATURE, FeatureList
 from policies.breaker import Breaker
 from policies.errors import HubError
 
@@ -34,6 +38,9 @@ DOUBLE_TAG = 0x29  # field 5 (double_val) of feast.types.Value, wire type 64 bit
 DOUBLE_BYTES = 9  # the tag, then a little-endian double
 FAILURES_TO_OPEN, OPEN_S = 3, 0.25  # of reads in a row, and for how long none but a probe is tried
 NAN_FIELD = struct.pack("<Bd", DOUBLE_TAG, math.nan)
+STRING_TAG = 0x12  # field 2 (string_val), wire type length-delimited
+FLOATS_TAG = b"\x82\x01"  # field 16 (float_list_val), wire type length-delimited
+PACKED_TAG = 0x0A  # field 1 of feast.types.FloatList, packed
 
 
 class FeaturesUnavailable(HubError):
@@ -45,11 +52,15 @@ class FeaturesUnavailable(HubError):
 @dataclass(frozen=True)
 class OnlineVector:
     """values: by feature, in the order of the feature list, NaN where missing. event_time_ms: by group; absent if it
-    was never written. also: {service: {feature: value}} of the others that were asked for."""
+    was never written. also: {service: {feature: value}} of the others that were asked for. arrays: of the array groups
+    that were asked for, those that are fresh, float32 and read-only. versions: by array group that has one, of its row,
+    fresh or not."""
 
     values: tuple[float, ...]
     event_time_ms: dict[str, int]
     also: dict[str, dict[str, float]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def redis_key_of(project: str, symbol: str) -> bytes:
@@ -76,6 +87,35 @@ def event_time_ms_of(raw: bytes) -> int:
     return Timestamp.FromString(raw).ToMilliseconds()
 
 
+def floats_of(raw: bytes) -> NDArray[np.float32]:
+    """The numbers of a Value that holds a list of floats: (n,), a read-only view. DecodeError for anything else."""
+    length, start = _length_at(raw, 2) if raw[:2] == FLOATS_TAG else (-1, 0)
+    if length == len(raw) - start == 0:
+        return np.empty(0, np.float32)
+    packed, first = _length_at(raw, start + 1) if raw[start:start + 1] == bytes([PACKED_TAG]) else (-1, 0)
+    if length != len(raw) - start or packed != len(raw) - first or packed % 4:
+        raise DecodeError("not a list of floats")
+    return np.frombuffer(raw, "<f4", offset=first)
+
+
+def text_of(raw: bytes) -> str:
+    """The text of a Value that holds one; DecodeError for anything else."""
+    length, start = _length_at(raw, 1) if raw[:1] == bytes([STRING_TAG]) else (-1, 0)
+    if length != len(raw) - start:
+        raise DecodeError("not a text")
+    return raw[start:].decode(errors="replace")
+
+
+def _length_at(raw: bytes, place: int) -> tuple[int, int]:
+    """(length, place after it) of a protobuf varint; (-1, 0) if it does not end."""
+    length = 0
+    for count, byte in enumerate(raw[place:place + 5]):
+        length |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return length, place + count + 1
+    return -1, 0
+
+
 class OnlineReader:
     """Reads vectors of one service, and beside them the stored features of others. Belongs to one event loop; close()
     it there.
@@ -88,22 +128,25 @@ class OnlineReader:
         self._project, self._service, self._deadline_s = project, service, deadline_s
         self._breaker = breaker or Breaker(FAILURES_TO_OPEN, OPEN_S)
         self._layout = _Layout(service, also)
+        self._array_layouts: dict[tuple[str, ...], _ArrayLayout] = {(): _ArrayLayout(())}
         self._keys: dict[str, bytes] = {}
         # One retry without a pause: the first command after a restart of Redis meets a dead connection. The client's
         # own timeouts stay off, since `read` has one over all of it, and they cost a tenth of a read.
         self._redis = Redis.from_url(redis_url, retry=Retry(NoBackoff(), 1))
 
-    async def read(self, symbol: str, now_ms: int) -> OnlineVector:
+    async def read(self, symbol: str, now_ms: int, arrays: tuple[str, ...] = ()) -> OnlineVector:
         """The vector of a symbol as it is known at now_ms; FeaturesUnavailable on any failure or past the deadline.
 
         A group whose row is older than its ttl or lies after now_ms is missing; `event_time_ms` says which it was.
+        arrays: array groups to read as well.
         """
         if not self._breaker.allows():
             raise FeaturesUnavailable("Redis has failed lately and is left alone for a moment")
         key = self._keys.get(symbol) or redis_key_of(self._project, symbol)
+        wanted = self._array_layouts.get(arrays) or self._array_layouts.setdefault(arrays, _ArrayLayout(arrays))
         try:
             async with asyncio.timeout(self._deadline_s):
-                raw = await self._redis.execute_command("HMGET", key, *self._layout.fields)
+                raw = await self._redis.execute_command("HMGET", key, *wanted.fields, *self._layout.fields)
         except TimeoutError as error:
             self._breaker.failed()
             raise FeaturesUnavailable(f"Redis did not answer within {self._deadline_s * 1000:g} ms") from error
@@ -112,7 +155,9 @@ class OnlineReader:
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
         self._breaker.succeeded()
         try:
-            vector = self._layout.vector(raw, now_ms)
+            vector = self._layout.vector(raw[len(wanted.fields):] if arrays else raw, now_ms)
+            if arrays:
+                wanted.add(raw, now_ms, vector)
         except DecodeError as error:
             raise FeaturesUnavailable(f"Redis holds something else than features of {symbol}") from error
         if vector.event_time_ms:
@@ -169,6 +214,31 @@ class _Layout:
         if {*map(len, fields)} != {DOUBLE_BYTES} or joined[::DOUBLE_BYTES] != self._tags:
             raise DecodeError("not a double")
         return self._unpack_all(joined)
+
+
+class _ArrayLayout:
+    """Which fields of array groups are asked for, and how they are read: of each its array, event time and version."""
+
+    def __init__(self, groups: tuple[str, ...]) -> None:
+        self._groups = [ARRAYS[group] for group in groups]
+        self.fields: list[bytes] = []
+        for group in self._groups:
+            self.fields += [field_of(group.name, group.feature), time_field_of(group.name)]
+            self.fields += [field_of(group.name, VERSION_FEATURE)] if group.versioned else []
+
+    def add(self, raw: Sequence[bytes | None], now_ms: int, vector: OnlineVector) -> None:
+        """Put into the vector what the answer's first fields hold."""
+        answers = iter(raw)
+        for group in self._groups:
+            values, stamp = next(answers), next(answers)
+            version = next(answers) if group.versioned else None
+            if version:
+                vector.versions[group.name] = text_of(version)
+            if not stamp:
+                continue
+            time_ms = vector.event_time_ms[group.name] = event_time_ms_of(stamp)
+            if values and 0 <= now_ms - time_ms <= group.ttl_ms:
+                vector.arrays[group.name] = floats_of(values)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from feature_repo.features import GROUPS, MINUTE_MS
+from feature_repo.array_frames import WindowFrame
+from feature_repo.features import ARRAYS, GROUPS, MINUTE_MS, WINDOW
 from feature_repo.feeds.recorded import RecordedFeeds
 from feature_repo.frames import GroupFrame
 from feature_repo.market import Market
-from feature_repo.transforms import BAR_GROUPS, LOOKBACK_BARS, bar_frames
+from feature_repo.transforms import BAR_GROUPS, LOOKBACK_BARS, bar_frames, window_frame
 
 
 class FrameSource(Protocol):
@@ -23,6 +24,14 @@ class FrameSource(Protocol):
         ...
 
 
+class WindowSource(Protocol):
+    """Where windows of bars come from: recorded bars, or the live exchange."""
+
+    def windows(self, symbol: str, start_ms: int, stop_ms: int) -> WindowFrame:
+        """Those that became known in [start_ms, stop_ms] or were still fresh at start_ms; live, the newest alone."""
+        ...
+
+
 class BarSource:
     """The groups that one-minute bars are the source of."""
 
@@ -33,6 +42,11 @@ class BarSource:
         reach_ms = max(GROUPS[group].ttl_ms for group in BAR_GROUPS) + LOOKBACK_BARS * MINUTE_MS
         found = bar_frames(self._market.bars(symbol, start_ms - reach_ms, stop_ms))
         return {group: frame.reaching(start_ms, stop_ms) for group, frame in found.items()}
+
+    def windows(self, symbol: str, start_ms: int, stop_ms: int) -> WindowFrame:
+        reach_ms = ARRAYS[WINDOW].ttl_ms + LOOKBACK_BARS * MINUTE_MS
+        bars = self._market.bars(symbol, start_ms - reach_ms, stop_ms)
+        return window_frame(bars).reaching(start_ms, stop_ms)
 
 
 class RecordedSource:

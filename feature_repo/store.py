@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from string import Template
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -23,8 +21,6 @@ import pyarrow as pa
 import yaml
 from feast import FeatureStore, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.message import DecodeError
 from numpy.typing import ArrayLike, NDArray
 from redis import Redis
@@ -32,9 +28,20 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from feature_repo.array_frames import EmbeddingFrame, OnlineArray
 from feature_repo.asof_store import AsofOfflineStore
-from feature_repo.definitions import EMBEDDINGS, ENTITY, LABEL_NAMES, LABELS, OUTCOME_NAMES, OUTCOMES, build_definitions
-from feature_repo.features import DECISION_V1, GROUPS, FeatureList
+from feature_repo.definitions import (
+    EMBEDDINGS,
+    EMBEDDINGS_BY_VERSION,
+    ENTITY,
+    LABEL_NAMES,
+    LABELS,
+    OUTCOME_NAMES,
+    OUTCOMES,
+    build_definitions,
+)
+from feature_repo.feast_forms import array_protos, feast_address, protos_of, utc
+from feature_repo.features import ARRAYS, DECISION_V1, GROUPS, MARKET_EMBEDDING, VERSION_FEATURE, FeatureList
 from feature_repo.frames import GroupFrame
 from feature_repo.offline import CREATED, EVENT, OfflineFiles
 from feature_repo.online import FeaturesUnavailable, event_time_ms_of, redis_key_of, time_field_of
@@ -43,6 +50,7 @@ from policies.errors import InvalidInput
 SETTINGS = Path(__file__).with_name("feature_store.yaml")
 REGISTRY = "registry.pb"  # as feature_store.yaml names it
 ONLINE_GROUPS = tuple(group.name for group in GROUPS.values() if group.online)
+WRITTEN_GROUPS = (*ONLINE_GROUPS, *ARRAYS)  # what has an event time in the online store
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class FeatureRepo:
     def config(self) -> RepoConfig:
         """feature_store.yaml with this folder and this Redis filled in."""
         text = Template(SETTINGS.read_text()).substitute(
-            FEATURES=self.offline.folder, HUB_REDIS=_feast_address(self.redis_url))
+            FEATURES=self.offline.folder, HUB_REDIS=feast_address(self.redis_url))
         return RepoConfig(repo_path=self.home, **yaml.safe_load(text))
 
     @cached_property
@@ -162,6 +170,28 @@ class FeatureRepo:
         times = np.array([row.event_time_ms for row in rows], np.int64)
         return self.offline.append(EMBEDDINGS, "ledger", pa.table(columns), times, created_ms)
 
+    def append_market_embeddings(self, frame: EmbeddingFrame, created_ms: int) -> int:
+        """Embeddings of one symbol by one embedder, beside those of others; returns how many were new."""
+        count = len(frame)
+        columns = {ENTITY: pa.array([frame.symbol] * count, pa.string()),
+                   ARRAYS[MARKET_EMBEDDING].feature: pa.array(list(frame.values), pa.list_(pa.float32())),
+                   VERSION_FEATURE: pa.array([frame.version] * count, pa.string())}
+        return self.offline.append(MARKET_EMBEDDING, frame.symbol, pa.table(columns), frame.event_time_ms, created_ms)
+
+    def market_embeddings(self, symbols: Sequence[str], event_time_ms: ArrayLike, version: str,
+                          size: int) -> NDArray[np.float32]:
+        """(N, size) as one version knew the market at each time, NaN where it has nothing fresh. symbols: as many as
+        event_time_ms. size: of the version's embeddings."""
+        times = np.asarray(event_time_ms, np.int64)
+        keys = {ENTITY: np.asarray(symbols), VERSION_FEATURE: np.full(len(times), version)}
+        feature = ARRAYS[MARKET_EMBEDDING].feature
+        found = self.historical(_entity_frame(keys, times), [f"{EMBEDDINGS_BY_VERSION}:{feature}"])[feature]
+        values = np.full((len(times), size), np.nan, np.float32)
+        for place, vector in enumerate(found):
+            if vector is not None:
+                values[place] = vector
+        return values
+
     def training_frame(self, symbols: Sequence[str], event_time_ms: ArrayLike,
                        service: FeatureList = DECISION_V1) -> pd.DataFrame:
         """One row per symbol and time, symbol by symbol: symbol, event_timestamp, then the service's features in order.
@@ -206,7 +236,7 @@ class FeatureRepo:
         assert source is not None, "every view has files"
         found = AsofOfflineStore.pull_latest_from_table_or_query(
             self.config, source, [ENTITY], list(spec.names), EVENT, CREATED,
-            _utc(until_ms - spec.ttl_ms), _utc(until_ms)).to_arrow()
+            utc(until_ms - spec.ttl_ms), utc(until_ms)).to_arrow()
         times = found[EVENT].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_pylist()
         values = zip(*(found[name].fill_null(math.nan).to_pylist() for name in spec.names), strict=True)
         return [OnlineRow(*row) for row in zip(found[ENTITY].to_pylist(), repeat(group), times, values)]
@@ -215,22 +245,29 @@ class FeatureRepo:
 
     def write_online(self, rows: Iterable[OnlineRow]) -> None:
         """Write rows, one round trip per group; of a group, values and event time change as one."""
-        by_group: dict[str, list[OnlineRow]] = {}
+        by_group: dict[str, list[Any]] = {}
         for row in rows:
             legal = len(GROUPS[row.group].names)
             if len(row.values) != legal:
                 raise InvalidInput(f"row.values of {row.group}", f"{legal} numbers", len(row.values))
-            by_group.setdefault(row.group, []).append(row)
+            by_group.setdefault(row.group, []).append(protos_of(row))
+        self._write(by_group)
+
+    def write_arrays(self, rows: Sequence[OnlineArray]) -> None:
+        """Write rows of array groups, one round trip per group; values, version and event time change as one."""
+        self._write({group: [array_protos(row) for row in rows if row.group == group]
+                     for group in dict.fromkeys(row.group for row in rows)})
+
+    def _write(self, protos_by_group: Mapping[str, list[Any]]) -> None:
         try:
-            for group, part in by_group.items():
-                view = self.definitions.views[group]
-                self._online.online_write_batch(self.config, view, [_protos(row) for row in part], None)
+            for group, protos in protos_by_group.items():
+                self._online.online_write_batch(self.config, self.definitions.views[group], protos, None)
         except (RedisError, OSError) as error:
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
 
     def online_event_times(self, symbols: Sequence[str]) -> dict[str, dict[str, int]]:
         """{symbol: {group: event time in ms}} of what the online store holds now, in one round trip."""
-        fields = [time_field_of(group) for group in ONLINE_GROUPS]
+        fields = [time_field_of(group) for group in WRITTEN_GROUPS]
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for symbol in symbols:
@@ -238,31 +275,9 @@ class FeatureRepo:
                 stamps = pipe.execute()
         except (RedisError, OSError) as error:
             raise FeaturesUnavailable(f"Redis: {type(error).__name__}") from error
-        return {symbol: {group: event_time_ms_of(raw) for group, raw in zip(ONLINE_GROUPS, found, strict=True) if raw}
+        return {symbol: {group: event_time_ms_of(raw) for group, raw in zip(WRITTEN_GROUPS, found, strict=True) if raw}
                 for symbol, found in zip(symbols, stamps, strict=True)}
-
-
-def _protos(row: OnlineRow) -> tuple[Any, dict[str, Value], datetime, None]:
-    values = {name: Value(double_val=value) for name, value in zip(GROUPS[row.group].names, row.values, strict=True)}
-    key = EntityKey(join_keys=[ENTITY], entity_values=[Value(string_val=row.symbol)])
-    return key, values, _utc(row.event_time_ms), None
 
 
 def _entity_frame(keys: Mapping[str, NDArray[Any]], event_time_ms: NDArray[np.int64]) -> pd.DataFrame:
     return pd.DataFrame({**keys, EVENT: pd.to_datetime(event_time_ms, unit="ms", utc=True)})
-
-
-def _utc(time_ms: int) -> datetime:
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
-
-
-def _feast_address(redis_url: str) -> str:
-    """redis://:secret@host:6380/2 as Feast writes it: host:6380,db=2,password=secret."""
-    url = urlsplit(redis_url)
-    if url.scheme not in ("redis", "rediss") or not url.hostname:
-        shown = f"{url.scheme}://{url.hostname}"  # never the password
-        raise InvalidInput("features.redis_url", "redis://host:port/db", shown)
-    options = {"db": url.path.strip("/") or "0", "username": unquote(url.username or ""),
-               "password": unquote(url.password or ""), "ssl": "true" if url.scheme == "rediss" else ""}
-    parts = [f"{name}={value}" for name, value in options.items() if value]
-    return ",".join([f"{url.hostname}:{url.port or 6379}", *parts])

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from feature_repo.array_frames import WindowFrame
 from feature_repo.features import BARS, DECISION_V1, FUNDING, GROUPS, PRICE, WINDOWS
 from feature_repo.frames import GroupFrame, assemble
+from feature_repo.windows import bar_channels
 from policies.bars import Bars
 from policies.errors import InvalidInput
 
@@ -63,16 +65,20 @@ def bar_frames(bars: Bars) -> dict[str, GroupFrame]:
 
 def bar_event_times(bars: Bars) -> dict[str, NDArray[np.int64]]:
     """Event times of the frames that `bar_frames` makes of these bars, without their values."""
-    rows = max(0, len(bars) - LOOKBACK_BARS + 1)
-    times = bars.close_time_ms[len(bars) - rows:]
-    whole = times[times - bars.close_time_ms[:rows] == (LOOKBACK_BARS - 1) * bars.interval_ms]
+    whole = bars.close_time_ms[_whole(bars)]
     return {BARS: whole, PRICE: whole, FUNDING: _funding(bars).event_time_ms}
+
+
+def window_frame(bars: Bars) -> WindowFrame:
+    """The group WINDOW: a row wherever BARS has one, so its bars, and the one before them, have no gap."""
+    newest = _whole(bars)
+    return WindowFrame(bars.close_time_ms[newest], bar_channels(bars), newest)
 
 
 class BarWindow:
     """The incremental form: takes bars as they close and gives the frames that they complete.
 
-    It holds the last LOOKBACK_BARS bars of one symbol.
+    It holds the last LOOKBACK_BARS bars of one symbol: just what the newest window needs.
     """
 
     def __init__(self, symbol: str) -> None:
@@ -92,17 +98,27 @@ class BarWindow:
         return {group: frame.slice(frame.until(int(fresh.open_time_ms[0])), len(frame))
                 for group, frame in bar_frames(joined).items()}
 
+    def window(self) -> WindowFrame:
+        """The window that the newest bar completed; empty if there is none."""
+        return WindowFrame.empty() if self._held is None else window_frame(self._held)
+
+
+def _whole(bars: Bars) -> NDArray[np.int64]:
+    """Places of the bars whose last LOOKBACK_BARS bars, themselves included, follow each other without a gap."""
+    rows = max(0, len(bars) - LOOKBACK_BARS + 1)
+    times = bars.close_time_ms
+    span_ms = times[len(bars) - rows:] - times[:rows]
+    return np.flatnonzero(span_ms == (LOOKBACK_BARS - 1) * bars.interval_ms) + (len(bars) - rows)
+
 
 def _rows(group: str, bars: Bars, columns_of: Callable[[Bars, int], dict[str, Floats]]) -> GroupFrame:
     rows = len(bars) - LOOKBACK_BARS + 1
     if rows <= 0:
         return GroupFrame.empty(group)
     columns = columns_of(bars, rows)
-    event_time_ms = bars.close_time_ms[-rows:]
-    span_ms = event_time_ms - bars.close_time_ms[:rows]
-    unbroken = span_ms == (LOOKBACK_BARS - 1) * bars.interval_ms
+    whole = _whole(bars)
     values = np.column_stack([columns[name] for name in GROUPS[group].names])
-    return GroupFrame(group, event_time_ms[unbroken], values[unbroken])
+    return GroupFrame(group, bars.close_time_ms[whole], values[whole - (len(bars) - rows)])
 
 
 def _scale_free(bars: Bars, rows: int) -> dict[str, Floats]:

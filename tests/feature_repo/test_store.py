@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feature_repo.features import BARS, DECISION_V1, EPISODE_V1, FEAR_GREED, FUNDING, GROUPS, MINUTE_MS, PRICE
+from feature_repo.feast_forms import feast_address
+from feature_repo.features import ARRAYS, BARS, DECISION_V1, EPISODE_V1, FEAR_GREED, FUNDING, GROUPS, MINUTE_MS, PRICE
 from feature_repo.frames import GroupFrame, assemble
 from feature_repo.online import OnlineReader
 from feature_repo.store import (
@@ -17,7 +18,6 @@ from feature_repo.store import (
     LabelRows,
     OnlineRow,
     OutcomeRow,
-    _feast_address,
 )
 from feature_repo.transforms import bar_frames
 from policies.bars import Bars
@@ -133,7 +133,7 @@ def test_outcomes_and_embeddings_are_joined_as_they_were_known(repo: FeatureRepo
 def test_applying_twice_is_applying_once(repo: FeatureRepo) -> None:
     repo.apply()
     views = {view.name for view in repo.feast.list_feature_views()}
-    assert views == {*GROUPS, "labels", "outcomes", "embeddings"}
+    assert views == {*GROUPS, *ARRAYS, "labels", "outcomes", "embeddings", "market_embedding_by_version"}
     assert {service.name for service in repo.feast.list_feature_services()} == {"decision_v1", "episode_v1"}
     assert repo.config.project == "elite_trading"
     assert repo.feast.get_feature_view(FUNDING).ttl.total_seconds() * 1_000 == GROUPS[FUNDING].ttl_ms
@@ -162,7 +162,7 @@ def test_a_row_of_another_length_is_refused(repo: FeatureRepo) -> None:
 
 
 def test_redis_urls_as_feast_writes_them() -> None:
-    assert _feast_address("redis://127.0.0.1:6380/2") == "127.0.0.1:6380,db=2"
-    assert _feast_address("rediss://u:p%40ss@r.example") == "r.example:6379,db=0,username=u,password=p@ss,ssl=true"
+    assert feast_address("redis://127.0.0.1:6380/2") == "127.0.0.1:6380,db=2"
+    assert feast_address("rediss://u:p%40ss@r.example") == "r.example:6379,db=0,username=u,password=p@ss,ssl=true"
     with pytest.raises(InvalidInput, match="redis_url"):
-        _feast_address("127.0.0.1:6380")
+        feast_address("127.0.0.1:6380")

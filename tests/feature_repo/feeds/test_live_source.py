@@ -17,7 +17,7 @@ from feature_repo.feeds import events
 from feature_repo.hyperliquid import bars_of
 from feature_repo.live_source import LiveSource
 from feature_repo.store import FeatureRepo
-from feature_repo.transforms import bar_frames
+from feature_repo.transforms import bar_frames, window_frame
 
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 T0 = 1_750_000_020_000 // HOUR * HOUR
@@ -70,12 +70,16 @@ def test_live_candles_become_the_rows_of_the_same_bars_as_history(
         lively.advance(T0 + minute * MINUTE + 3 * SECOND)
     eventually(lambda: newest(source, lively, BARS) == T0 + HOUR, "the features of the last closed candle")
     rows = [events.candle(row) for row in lively.final_candles("BTC") if row["t"] >= T0 - 85 * MINUTE]
-    whole = bar_frames(bars_of("BTC", rows, None))
+    bars = bars_of("BTC", rows, None)
+    whole = bar_frames(bars)
     live = source.frames("BTC", T0, lively.now_ms)
     for group in (BARS, PRICE):
         expected = whole[group].reaching(T0, lively.now_ms)
         assert live[group].equals(expected)
         assert len(expected) == 145 - 122 + 1
+    newest_window, windows = source.windows("BTC", T0, lively.now_ms), window_frame(bars)
+    assert newest_window.event_time_ms.tolist() == [T0 + HOUR] == windows.event_time_ms[-1:].tolist()
+    assert newest_window.row(0).tobytes() == windows.row(len(windows) - 1).tobytes()
     settled = [row for row in lively.funding["BTC"] if T0 - 85 * MINUTE <= row["time"] <= T0 + MINUTE]
     assert live[FUNDING].values[:2, 0].tolist() == [float(row["fundingRate"]) for row in settled]
     assert live[FUNDING].event_time_ms[:2].tolist() == [row["time"] // MINUTE * MINUTE + MINUTE for row in settled]
