@@ -14,6 +14,7 @@ from feature_repo.features import BARS, MINUTE_MS
 from feature_repo.frames import GroupFrame
 from hub.code_hash import code_hash
 from hub.config import HubConfig
+from hub.embedding_use import EmbeddingFollower
 from hub.home import Home
 from hub.market import MarketChoice
 from hub.scores import LedgerScores
@@ -46,12 +47,13 @@ class FeederShell:
     """The actor that applies the feature repo and is the one writer of its stores.
 
     In live mode it polls by itself. In replay it is told the time, and computes the features of a few hours at once.
-    What the bot pushed comes from the ledger, where it was acknowledged. Rows go to the offline store in a thread of
-    their own: no decision waits for a file.
+    What the bot pushed, and which embedder is in use, come from the ledger, where they were acknowledged. Rows go to
+    the offline store in a thread of their own: no decision waits for a file.
     """
 
     def __init__(self, home: Home, choice: MarketChoice, redis_url: str, start_ms: int) -> None:
         # Feast takes seconds to import; the process that starts this actor can do without.
+        from feature_repo.array_feed import ArrayFeed
         from feature_repo.feeder import Feeder
         from feature_repo.sources import sources_of
         from feature_repo.store import FeatureRepo
@@ -61,8 +63,9 @@ class FeederShell:
         repo.apply()
         self._live = not choice.recorded
         self._scores, self._turn = LedgerScores(home.ledger, choice.symbols), threading.Lock()
-        sources = _live_sources(choice) if self._live else sources_of(market)
-        self._feeder = Feeder([*sources, self._scores], repo, choice.symbols)
+        sources: list[Any] = _live_sources(choice) if self._live else sources_of(market)
+        self._feeder = Feeder([*sources, self._scores], repo, choice.symbols, ArrayFeed(sources[0], choice.symbols))
+        self._embedding, self._embedding_problem = EmbeddingFollower(home, self._feeder.use_embedder), ""
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="offline")
         self._now_ms = self._prepared_until_ms = self._kept_ms = self._keep_due_ms = 0
         if self._live:
@@ -77,7 +80,7 @@ class FeederShell:
             if not self._live and now_ms > self._prepared_until_ms:
                 self._prepared_until_ms = now_ms + PREPARED_MS
                 self._keep(self._feeder.prepare(now_ms - MINUTE_MS, self._prepared_until_ms))
-            self._take_in_scores()
+            self._take_in()
             self._fed(self._feeder.advance(now_ms), now_ms)
 
     def ready(self) -> bool:
@@ -91,7 +94,7 @@ class FeederShell:
             try:
                 with self._turn:
                     self._now_ms = now_ms
-                    self._take_in_scores()
+                    self._take_in()
                     self._fed(self._feeder.poll(now_ms), now_ms)
                 if now_ms >= self._keep_due_ms:
                     self._keep_due_ms = now_ms + KEEP_EVERY_MS
@@ -107,7 +110,13 @@ class FeederShell:
             live.wait(POLL_S)
             time.sleep(PAUSE_S)
 
-    def _take_in_scores(self) -> None:
+    def _take_in(self) -> None:
+        """What the ledger has recorded for the feeder since."""
+        self._embedding.follow()
+        problem = self._embedding.problem or self._feeder.embedding_problem
+        if problem and problem != self._embedding_problem:
+            print(f"feeder: the market's embedding: {problem}", flush=True)
+        self._embedding_problem = problem
         news = self._scores.catch_up()
         for symbol, group in sorted(news):
             self._feeder.put(symbol, self._scores.frame(symbol, group))
@@ -121,6 +130,8 @@ class FeederShell:
         """until_ms: of live rows; from there on they are kept the next time, and from before if this fails."""
         try:
             self._feeder.keep(frames, _wall_ms())
+            if any(group == BARS for _, group in frames):
+                self._feeder.keep_embeddings(_wall_ms())
         except Exception as error:  # a full disk must not end the thread
             print(f"feeder: offline rows were not kept: {error!r}", flush=True)
             return

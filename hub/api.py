@@ -1,4 +1,4 @@
-"""HTTP: routes, tokens, body limits, errors as problem+json. Translates, calls the service, translates back."""
+"""HTTP: routes, tokens, body limits. Translates, calls the service, translates back."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as UrlPath
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hub import status
 from hub.config import ServerConfig
 from hub.metrics import exposition
-from hub.schemas import CommandBody, DecisionRequest, OutcomeReport, ScoreBody, Strategy
-from hub.service import HubService
-from policies.errors import (
-    BundleRefused,
-    ContentConflict,
-    HubError,
-    InvalidInput,
-    LedgerCorrupt,
-    UnknownEntity,
-    WriterUnavailable,
+from hub.problems import map_errors, problem
+from hub.registration import Registrar, Upload
+from hub.schemas import (
+    ArtefactUrl,
+    CommandBody,
+    DecisionRequest,
+    EmbeddingBody,
+    OutcomeReport,
+    ScoreBody,
+    Strategy,
 )
+from hub.service import HubService
+from hub.webhook import PolicyWebhook
 
 OPS_PAGE = Path(__file__).with_name("ops")
 SECURITY_HEADERS = {
@@ -36,8 +39,7 @@ SECURITY_HEADERS = {
                                "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
 }
-STATUS_OF = {InvalidInput: 422, ContentConflict: 422, UnknownEntity: 404, BundleRefused: 422, WriterUnavailable: 503,
-             LedgerCorrupt: 503}
+MOST_JSON_BYTES = 65_536  # of a registration by URL
 
 Scope_ = Literal["bot", "ops"]
 PolicyName = Annotated[str, UrlPath(pattern=r"^[A-Za-z0-9_.:\-]{1,80}$")]
@@ -50,19 +52,17 @@ class Extras(Protocol):
 
     async def knn(self, symbol: str, k: int) -> dict[str, Any]: ...
 
-    async def store_bundle(self, content: bytes) -> dict[str, Any]: ...
 
-
-def build_api(service: HubService, extras: Extras, tokens: dict[str, str], settings: ServerConfig,
-              market: str) -> FastAPI:
+def build_api(service: HubService, extras: Extras, tokens: dict[str, str], settings: ServerConfig, market: str,
+              registrar: Registrar, webhook: PolicyWebhook) -> FastAPI:
     """tokens: by scope. market: the one line that says where bars come from."""
     app = FastAPI(title="Learner hub", version="1", openapi_url=None)
-    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, most_bundle_bytes=settings.max_bundle_bytes,
-                       ops_token=tokens["ops"])
-    _map_errors(app)
+    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, ops_token=tokens["ops"])
+    map_errors(app)
     bot, ops, either = (_require(tokens, *scopes) for scopes in (("bot",), ("ops",), ("bot", "ops")))
     _decision_routes(app, service, bot)
-    _policy_routes(app, service, extras, ops, either)
+    _policy_routes(app, service, ops, either)
+    _registration_routes(app, service, registrar, webhook, ops)
     _question_routes(app, service, extras, either, ops, market)
     _open_routes(app, service)
     return app
@@ -77,13 +77,12 @@ def _decision_routes(app: FastAPI, service: HubService, bot: Any) -> None:
     async def learn(report: OutcomeReport) -> Response:
         return _json(await service.learn(report.model_dump()))
 
-
     @app.post("/v1/sentiment", dependencies=[bot])
     async def sentiment(score: ScoreBody) -> Response:
         return _json(await service.push_score(score.model_dump()))
 
 
-def _policy_routes(app: FastAPI, service: HubService, extras: Extras, ops: Any, either: Any) -> None:
+def _policy_routes(app: FastAPI, service: HubService, ops: Any, either: Any) -> None:
     @app.get("/v1/policies", dependencies=[either])
     async def policies() -> Response:
         service.catch_up()
@@ -94,16 +93,48 @@ def _policy_routes(app: FastAPI, service: HubService, extras: Extras, ops: Any, 
         service.catch_up()
         return _json(status.policy(service.state, service.policy_id_of(name)))
 
-    @app.post("/v1/policies", dependencies=[ops])
-    async def register(request: Request) -> Response:
-        stored = await extras.store_bundle(await request.body())
-        return _json(await service.register(stored["policy_id"], stored["alias"], stored["manifest"]))
-
     @app.post("/v1/policies/{name}/{command}", dependencies=[ops])
     async def command(name: PolicyName, command: Literal["pause", "resume", "promote", "demote"],
                       body: CommandBody) -> Response:
         command_id = body.command_id or uuid.uuid4().hex
         return _json(await service.command(command, name, body.reason, command_id))
+
+
+def _registration_routes(app: FastAPI, service: HubService, registrar: Registrar, webhook: PolicyWebhook,
+                         ops: Any) -> None:
+    @app.post("/v1/policies", dependencies=[ops])
+    async def register(request: Request) -> Response:
+        """The body: a bundle as one file, or {"url"} of one in the hub's artefact store."""
+        with registrar.entered():
+            upload = await registrar.received(request.stream())
+            if _is_json(upload):
+                asked = _artefact_url(upload.begins)
+                return _json(await registrar.register_url(asked.url, "ops", asked.policy_id, asked.sha256))
+            return _json(await registrar.register_upload(upload, "ops"))
+
+    @app.post("/v1/webhooks/policy")
+    async def published(request: Request) -> Response:
+        """Signed instead of a token: see `hub.webhook`."""
+        return _json(await webhook.receive(request.headers, await request.body()))
+
+    @app.post("/v1/embedding", dependencies=[ops])
+    async def embedding(body: EmbeddingBody) -> Response:
+        """Which embedding decisions are made with from now on."""
+        if body.version is None:
+            return _json(await service.revert_embedding(body.reason, body.command_id))
+        return _json(await service.use_embedding(body.version, body.reason, body.command_id))
+
+
+def _artefact_url(raw: bytes) -> ArtefactUrl:
+    try:
+        return ArtefactUrl.model_validate_json(raw)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _is_json(upload: Upload) -> bool:
+    """A bundle is a zip file, whose first byte is another one."""
+    return upload.size_bytes <= MOST_JSON_BYTES and upload.begins.lstrip()[:1] == b"{"
 
 
 def _question_routes(app: FastAPI, service: HubService, extras: Extras, either: Any, ops: Any, market: str) -> None:
@@ -192,49 +223,15 @@ def _json(content: Any, status_code: int = 200) -> Response:
                     media_type="application/json")
 
 
-def problem(status_code: int, code: str, detail: str, **more: Any) -> Response:
-    """An RFC 9457 problem; `more` holds field, legal range and value where there are any."""
-    title = {401: "Unauthorized", 403: "Forbidden", 404: "Not found", 413: "Too large", 422: "Refused",
-             503: "Unavailable"}.get(status_code, "Error")
-    body = {"type": f"urn:learner-hub:{code}", "title": title, "status": status_code, "code": code, "detail": detail}
-    headers = {"WWW-Authenticate": "Bearer"} if status_code == 401 else None
-    return Response(orjson.dumps({**body, **more}, default=str), status_code, headers=headers,
-                    media_type="application/problem+json")
-
-
-def _map_errors(app: FastAPI) -> None:
-    @app.exception_handler(HubError)
-    async def hub_error(_: Request, error: HubError) -> Response:
-        status_code = next((STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF), 500)
-        more = {"field": error.field, "legal": error.legal, "value": error.value} \
-            if isinstance(error, InvalidInput) else {}
-        return problem(status_code, error.code, str(error), **more)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        errors = [{"field": ".".join(str(part) for part in found["loc"] if part != "body") or "body",
-                   "legal": found["msg"], "value": repr(found.get("input"))[:200]} for found in error.errors()]
-        first = errors[0]
-        return problem(422, "invalid_input", f"{first['field']}: {first['legal']}, got {first['value']}",
-                       **first, errors=errors)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # FastAPI's, for bytes in which its parser finds no JSON at all
-            legal = "JSON in UTF-8, of moderate depth, with numbers of moderate length"
-            return problem(422, "invalid_input", f"body: must be {legal}", field="body", legal=legal, value=None)
-        code = {401: "unauthorized", 403: "forbidden", 404: "no_such_route", 405: "method_not_allowed"}
-        return problem(error.status_code, code.get(error.status_code, "http_error"), str(error.detail))
-
-
 class BodyLimit:
     """Refuses a body over the limit, whether or not its length was declared, before any of it is parsed.
 
-    Only who holds the ops token may send as much as a bundle: a stranger must not fill the memory.
+    The body of a registration goes through as it comes, to whoever holds the ops token: its route counts it, and
+    writes it to disk. A stranger must fill neither memory nor disk.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int, most_bundle_bytes: int, ops_token: str) -> None:
-        self._app, self._most, self._most_bundle = app, most_bytes, most_bundle_bytes
+    def __init__(self, app: ASGIApp, most_bytes: int, ops_token: str) -> None:
+        self._app, self._most = app, most_bytes
         self._ops_token = ops_token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,8 +239,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")[2].strip()
-        registers = scope["path"] == "/v1/policies" and hmac.compare_digest(given, self._ops_token)
-        most = self._most_bundle if registers else self._most
+        if scope["path"] == "/v1/policies" and hmac.compare_digest(given, self._ops_token):
+            await self._app(scope, receive, send)
+            return
+        most = self._most
         chunks, size, more = [], 0, True
         while more:
             message = await receive()

@@ -98,16 +98,73 @@ def status(options: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.option("--path", type=click.Path(exists=True, path_type=Path), required=True,
+@click.option("--path", type=click.Path(exists=True, path_type=Path), default=None,
               help="A bundle: a folder, or one file such as models/candidate.pt.")
+@click.option("--from-url", default="", help="Of a bundle, or a pointer to one, in the hub's artefact store.")
 @click.pass_obj
-def register(options: dict[str, Any], path: Path) -> None:
+def register(options: dict[str, Any], path: Path | None, from_url: str) -> None:
     """Hand a candidate to the running hub, which gives it a challenger's share."""
-    from policies.bundle import pack_bundle, read_bundle
+    from hub.client import candidate_bytes
 
-    bundle = read_bundle(path)  # refused here already, with the reason, before anything is sent
-    answer = _call(options, "POST", "/v1/policies", "ops", content=pack_bundle(bundle))
-    click.echo(f"registered {answer['alias']} as {answer['policy_id']} at position {answer['position']}")
+    if (path is None) == (not from_url):
+        raise click.UsageError("give --path or --from-url")
+    try:
+        sent: dict[str, Any] = {"json": {"url": from_url}} if path is None else {"content": candidate_bytes(path)}
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    answer = _call(options, "POST", "/v1/policies", "ops", **sent)
+    if version := answer.get("embedding_version"):
+        click.echo(f"stored {answer['alias']}; `hub embedding use {version}` puts it into use")
+    else:
+        click.echo(f"registered {answer['alias']} as {answer['policy_id']} at position {answer['position']}")
+
+
+@cli.command("webhook-secret")
+@click.option("--show", is_flag=True, help="Print the secret itself.")
+@click.pass_obj
+def show_webhook_secret(options: dict[str, Any], show: bool) -> None:
+    """Where the secret lies with which webhooks are signed; made at first use."""
+    from hub.home import Home
+    from hub.webhook import secret_file, webhook_secret
+
+    Home(options["home"]).create()
+    secret = webhook_secret(options["home"])
+    click.echo(secret if show else secret_file(options["home"]))
+
+
+@cli.group()
+def embedding() -> None:
+    """Which embedding decisions are made with."""
+
+
+@embedding.command("show")
+@click.pass_obj
+def embedding_show(options: dict[str, Any]) -> None:
+    """The version in use, the one before it, and all that there are."""
+    found = _call(options, "GET", "/v1/status", "bot")["embedding"]
+    click.echo(f"in use {found['version']} · before {found['earlier'] or '-'} · known {', '.join(found['known'])}")
+
+
+@embedding.command("use")
+@click.argument("version")
+@click.option("--reason", default="by the command line", show_default=True)
+@click.pass_obj
+def embedding_use(options: dict[str, Any], version: str, reason: str) -> None:
+    """Embed with VERSION from now on; `none` for no embedding."""
+    _choose_embedding(options, version=version, reason=reason)
+
+
+@embedding.command("revert")
+@click.option("--reason", default="by the command line", show_default=True)
+@click.pass_obj
+def embedding_revert(options: dict[str, Any], reason: str) -> None:
+    """Go back to the last version in use before this one."""
+    _choose_embedding(options, revert=True, reason=reason)
+
+
+def _choose_embedding(options: dict[str, Any], **body: Any) -> None:
+    answer = _call(options, "POST", "/v1/embedding", "ops", json={**body, "command_id": uuid.uuid4().hex})
+    click.echo(f"embedding {answer['version']}: recorded at position {answer['position']}")
 
 
 def _command(name: str, text: str) -> None:

@@ -129,12 +129,26 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """redis_url: empty for the embedded server on `redis_port`."""
+    """redis_url: empty for the embedded server on `redis_port`. mlflow_url: empty for the one on `mlflow_port`.
+
+    artefacts_url: where policies are registered from by URL, a folder or s3://bucket/prefix; empty is HUB_HOME's own.
+    s3_endpoint_url: of an S3 other than Amazon's; empty is AWS_ENDPOINT_URL, else Amazon's.
+    """
 
     redis_url: str = ""
+    artefacts_url: str = ""
+    s3_endpoint_url: str = ""
+    mlflow_url: str = ""
     redis_port: Port = 6380
     mlflow_port: Port = 5000
     dashboard_port: Port = 8265
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """trusted_keys: Ed25519 public keys, 64 hex digits each; with any, a bundle that none of them signed is refused."""
+
+    trusted_keys: tuple[Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,7 @@ class HubConfig:
     shield: ShieldSettings = field(default_factory=ShieldSettings)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
 
@@ -198,6 +213,7 @@ def parse(values: Mapping[str, Any]) -> HubConfig:
         raise InvalidInput(name, first["msg"][0].lower() + first["msg"][1:], first.get("input")) from None
     _refuse_infinite(dataclasses.asdict(config), "")
     _refuse_unavailable(config)
+    _refuse_addresses(config)
     _refuse_ignored(config)
     return config
 
@@ -292,6 +308,18 @@ def _refuse_unavailable(config: HubConfig) -> None:
         if value not in legal:
             choices = " or ".join(str(choice).lower() for choice in legal)
             raise InvalidInput(name, f"{choices} in this version", value)
+
+
+def _refuse_addresses(config: HubConfig) -> None:
+    """What an address must begin with, before a part that needs it fails later with less to say."""
+    storage = config.storage
+    for name, value, begins in (("artefacts_url", storage.artefacts_url, ("s3://", "file:///", "/")),
+                                ("s3_endpoint_url", storage.s3_endpoint_url, ("http://", "https://")),
+                                ("mlflow_url", storage.mlflow_url, ("http://", "https://"))):
+        if value and not value.startswith(begins):
+            raise InvalidInput(f"storage.{name}", f"empty, or an address that begins with {' or '.join(begins)}", value)
+    if storage.artefacts_url.startswith("s3://") and not storage.artefacts_url.removeprefix("s3://").strip("/"):
+        raise InvalidInput("storage.artefacts_url", "s3://bucket or s3://bucket/prefix", storage.artefacts_url)
 
 
 def _refuse_ignored(config: HubConfig) -> None:

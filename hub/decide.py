@@ -7,25 +7,26 @@ computed here from the state at `as_of`. The service and `hub replay` call the s
 
 from __future__ import annotations
 
+import base64
 import math
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
-from feature_repo.features import DECISION_V1, SECOND_MS
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_repo.features import DECISION_V1
+from hub.episodes import episode_vector
+from hub.fitness import ABSENT, ASKED, NO_VALUES, most_numbers, unfit_arrays, unfit_groups, what_lacks
 from hub.schemas import llm_view_of
-from hub.state import HubState, episode_vector
+from hub.state import HubState
 from policies.rows import BOOK, LLM_ONLY, decision_id_of
 from policies.types import Action, Context, Direction, LlmView, Portfolio, Proposal, Role, Rollout
 from router.allocation import blend
 from router.memory import learning_memory
 from router.thompson import Draw, role_of
 from sentry.shield import shield
-
-# Roles whose heads decide on every request. A paused or halted head is not even asked.
-ASKED = (Role.PRODUCTION, Role.CHALLENGER, Role.SHADOW, Role.THROTTLED)
-
-ABSENT = "absent: never written"  # of a feature group
-NO_VALUES = "without values"  # its row is there, but a book with one side says nothing of a spread
 
 # What the answer holds when neither a head nor the LLM said anything.
 NOTHING = Action(Direction.FLAT, 0.0, 1.0, 0.01, 0.01, 0.0, 0.5)
@@ -37,12 +38,21 @@ class Features:
 
     event_time_ms: by group, of what the store holds; a group that is stale there is missing in `values`. episode: what
     is stored of `episode_v1`, by feature; None where it was not read, as in ledgers from before there was one.
+    arrays: by array group, those that were read and are fresh, float32. embedding_version: of the stored embedding of
+    the market; empty if it was not read or there is none.
     """
 
     values: tuple[float, ...] | None
     event_time_ms: dict[str, int]
     failed: str = ""
     episode: dict[str, float] | None = None
+    arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    embedding_version: str = ""
+
+    def only(self, counts: Mapping[str, int]) -> Features:
+        """The same with the last numbers of these array groups and no other: what the heads that are asked see."""
+        return replace(self, arrays={group: self.arrays[group][-count:] for group, count in counts.items()
+                                     if group in self.arrays})
 
     def to_dict(self) -> dict[str, Any] | None:
         if self.values is None:
@@ -51,6 +61,10 @@ class Features:
                                 "event_time_ms": self.event_time_ms}
         if self.episode is not None:
             body["episode"] = {name: _or_none(value) for name, value in self.episode.items()}
+        if self.arrays:
+            body["arrays"] = {group: _as_text(self.arrays[group]) for group in sorted(self.arrays)}
+        if self.embedding_version:
+            body["embedding_version"] = self.embedding_version
         return body
 
     @classmethod
@@ -58,7 +72,9 @@ class Features:
         if body is None:
             return cls(None, {}, failed)
         episode = {name: _or_nan(value) for name, value in body["episode"].items()} if "episode" in body else None
-        return cls(tuple(map(_or_nan, body["values"])), body["event_time_ms"], episode=episode)
+        arrays = {group: _from_text(text) for group, text in body.get("arrays", {}).items()}
+        return cls(tuple(map(_or_nan, body["values"])), body["event_time_ms"], episode=episode, arrays=arrays,
+                   embedding_version=body.get("embedding_version", ""))
 
 
 @dataclass(frozen=True)
@@ -72,13 +88,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plan:
-    """as_of: the position of the state that drew. ask: heads to ask with their roles, by policy id."""
+    """as_of: the position of the state that drew. ask: heads to ask with their roles, by policy id.
+
+    arrays: by array group, the most numbers that one of them takes.
+    """
 
     decision_id: str
     as_of: int
     draw: Draw
     ask: dict[str, Role]
     degraded: tuple[dict[str, str], ...]
+    arrays: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan(state: HubState, request: dict[str, Any], features: Features) -> Plan:
@@ -87,25 +107,26 @@ def plan(state: HubState, request: dict[str, Any], features: Features) -> Plan:
     degraded = _degraded(state, request, features)
     if degraded:
         return Plan(decision_id, state.position, draw, {}, tuple(degraded))
-    unfit = _unfit(request, features)
+    unfit, without = unfit_groups(request, features), unfit_arrays(state, request, features)
     ask, lacking = {}, []
     for policy_id, role in state.epoch.roles.roles.items():
         if role in ASKED:
-            needed = [group for group in state.heads[policy_id].manifest.get("required_groups", ()) if group in unfit]
-            if needed:
-                reason = f"needs features {', '.join(needed)}, which are {unfit[needed[0]]}"
+            reason = what_lacks(state, policy_id, unfit | without, features)
+            if reason:
                 lacking.append({"part": f"head {state.heads[policy_id].alias}", "reason": reason})
             else:
                 ask[policy_id] = role
     stale = [{"part": f"features {group}", "reason": f"{reason}; taken as missing"}
              for group, reason in unfit.items() if reason not in (ABSENT, NO_VALUES)]
-    return Plan(decision_id, state.position, draw, ask, (*stale, *lacking))
+    stale += [{"part": f"features {group}", "reason": reason} for group, reason in without.items() if reason != ABSENT]
+    return Plan(decision_id, state.position, draw, ask, (*stale, *lacking), most_numbers(state, ask))
 
 
 def context_of(request: dict[str, Any], features: Features) -> Context:
     assert features.values is not None
     return Context(request["symbol"], request["strategy"], request["time_ms"], features.values,
-                   features.event_time_ms, Portfolio(**request["portfolio"]), llm_view_of(request["llm"]))
+                   features.event_time_ms, Portfolio(**request["portfolio"]), llm_view_of(request["llm"]),
+                   features.arrays)
 
 
 def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_hash: str, features: Features,
@@ -115,6 +136,7 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
     remembered: what `remembered_in` answers at this very position, if it was asked already.
     """
     answers = {policy_id: _usable(answer) for policy_id, answer in answers.items()}
+    features = features.only(chosen.arrays)
     degraded = list(chosen.degraded)
     degraded += [{"part": f"head {state.heads[p].alias}", "reason": a.failed} for p, a in answers.items() if a.failed]
     llm = llm_view_of(request["llm"])
@@ -178,8 +200,7 @@ def neighbours(state: HubState, features: Features, now_ms: int, k: int) -> list
     """The k most similar episodes, nearest first."""
     if state.memory is None or features.values is None:
         return []
-    vector = episode_vector(list(features.to_dict()["values"]))  # type: ignore[index]
-    found = [(summary, similarity) for episode_id, similarity in state.memory.knn(vector, k)
+    found = [(summary, similarity) for episode_id, similarity in state.memory.knn(episode_vector(features.values), k)
              if (summary := state.memory.summary(episode_id)) is not None]
     return learning_memory(found, now_ms)
 
@@ -190,30 +211,18 @@ def _degraded(state: HubState, request: dict[str, Any], features: Features) -> l
         return [{"part": "learning", "reason": "switched off by configuration"}]
     if features.values is None:
         return [{"part": "features", "reason": features.failed}]
-    unfit = _unfit(request, features)
+    unfit = unfit_groups(request, features)
     return [{"part": f"features {group}", "reason": unfit[group]}
             for group in DECISION_V1.required_groups if group in unfit]
 
 
-def _unfit(request: dict[str, Any], features: Features) -> dict[str, str]:
-    """{group: why its values may not be used}, for the groups of the service that are absent, stale or not known yet.
+def _as_text(values: NDArray[np.float32]) -> str:
+    """Base64 of little-endian float32: to the last bit."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
-    An optional group that is absent is nothing new: a market without it has never had it. One that was there and has
-    become stale is a feed that has stopped.
-    """
-    unfit = {}
-    for group, ttl_ms in DECISION_V1.ttl_ms.items():
-        age_ms = request["time_ms"] - features.event_time_ms.get(group, -(10**15))
-        indicator = DECISION_V1.indicators.get(group)
-        if group not in features.event_time_ms:
-            unfit[group] = ABSENT
-        elif age_ms < 0:
-            unfit[group] = f"event time lies {-age_ms} ms in the future"
-        elif age_ms > ttl_ms:
-            unfit[group] = f"stale: older than {ttl_ms / SECOND_MS:g} s"
-        elif indicator is not None and features.values is not None and features.values[indicator] == 1:
-            unfit[group] = NO_VALUES
-    return unfit
+
+def _from_text(text: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(text), "<f4")
 
 
 def _or_none(value: float) -> float | None:

@@ -13,24 +13,26 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import orjson
 import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from feature_repo.features import DECISION_V1, EPISODE_V1
+from feature_repo.features import DECISION_V1, EPISODE_V1, MARKET_EMBEDDING
 from feature_repo.online import FeaturesUnavailable, OnlineReader
 from hub import decide
 from hub.api import build_api
 from hub.coalesce import Coalescer
 from hub.config import HubConfig
 from hub.decide import Answer, Features
+from hub.embedding_use import embedders_of
 from hub.head_rack import HeadRack
 from hub.home import Home
+from hub.registration import ChildIntake, registrar_of
 from hub.scores import with_scores
 from hub.service import HubService
 from hub.state import HubState, catch_up, folded
+from hub.webhook import PolicyWebhook, webhook_secret
 from policies.clock import ClockChoice, LiveClock
 from policies.errors import HubError, WriterUnavailable
 from policies.registry import PolicyFolder
@@ -59,7 +61,7 @@ class _HeadShell:
         return [self._rack.propose(policy_ids, context) for policy_ids, context in batch]
 
     async def load(self, policy_id: str) -> None:
-        self._rack.load(policy_id)
+        await asyncio.to_thread(self._rack.load, policy_id)  # others are asked meanwhile
 
     async def check_health(self) -> None:
         """Called by Serve on the event loop that answers proposals: a stalled loop is not healthy."""
@@ -126,12 +128,13 @@ class RedisFeatures:
     def __init__(self, redis_url: str, deadline_s: float) -> None:
         self._reader = OnlineReader(redis_url, also=(EPISODE_V1,), deadline_s=deadline_s)
 
-    async def read(self, symbol: str, now_ms: int) -> Features:
+    async def read(self, symbol: str, now_ms: int, arrays: tuple[str, ...] = ()) -> Features:
         try:
-            vector = await self._reader.read(symbol, now_ms)
+            vector = await self._reader.read(symbol, now_ms, arrays)
         except FeaturesUnavailable as error:
             return Features(None, {}, str(error))
-        return Features(vector.values, vector.event_time_ms, episode=vector.also[EPISODE_V1.name])
+        return Features(vector.values, vector.event_time_ms, episode=vector.also[EPISODE_V1.name],
+                        arrays=vector.arrays, embedding_version=vector.versions.get(MARKET_EMBEDDING, ""))
 
 
 class ServeHeads:
@@ -266,19 +269,14 @@ class RayFeeder:
 
 
 class ServeExtras:
-    def __init__(self, params: DeploymentHandle, memory: DeploymentHandle, folder: PolicyFolder) -> None:
-        self._params, self._memory, self._folder = params, memory, folder
+    def __init__(self, params: DeploymentHandle, memory: DeploymentHandle) -> None:
+        self._params, self._memory = params, memory
 
     async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
         return await self._params.params.remote(strategy, symbol)
 
     async def knn(self, symbol: str, k: int) -> dict[str, Any]:
         return await self._memory.knn.remote(symbol, k)
-
-    async def store_bundle(self, content: bytes) -> dict[str, Any]:
-        bundle = await asyncio.to_thread(self._folder.add, content)
-        manifest = orjson.loads(bundle.manifest.canonical_json())
-        return {"policy_id": bundle.policy_id, "alias": bundle.manifest.alias, "manifest": manifest}
 
 
 @serve.deployment(max_ongoing_requests=256)
@@ -295,9 +293,12 @@ class Hub:
         self.service = HubService(
             reader, state, clock.make(state.latest_ms), config.market.symbols,
             RedisFeatures(redis_url, config.features.deadline_ms / 1_000), ServeHeads(production, challenger),
-            RayWriter(server.commit_deadline_ms / 1_000), RayFeeder(clock.mode == "live"), server)
-        extras = ServeExtras(params, memory, PolicyFolder(home.policies))
-        self._build = lambda: build_api(self.service, extras, home.tokens(), server, market)
+            RayWriter(server.commit_deadline_ms / 1_000), RayFeeder(clock.mode == "live"), server,
+            embedders_of(home))
+        extras = ServeExtras(params, memory)
+        registrar = registrar_of(home, config, self.service, ChildIntake())
+        webhook = PolicyWebhook(registrar, reader, webhook_secret(home.root), time.time)
+        self._build = lambda: build_api(self.service, extras, home.tokens(), server, market, registrar, webhook)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._build()

@@ -1,5 +1,5 @@
 """`hub features`: applies the feature repo, fills the offline store from the market and the ledger, counts the days
-for drift, and brings the newest rows into the online store.
+for drift, embeds the market by the embedder in use, and brings the newest rows into the online store.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from feature_repo.back_fill import BackFill
 from feature_repo.drift import DriftReport
+from feature_repo.embedding_fill import EmbeddingFill
 from feature_repo.features import DECISION_V1
 from feature_repo.market import Market
 from feature_repo.offline import Extent
@@ -26,10 +27,12 @@ from feature_repo.sources import sources_of
 from feature_repo.statistics import FeatureStatistics
 from feature_repo.store import FeatureRepo
 from hub.config import HubConfig
+from hub.embedding_use import LedgerEmbedding, embedders_of
 from hub.home import Home, HomeInUse
 from hub.ledger_views import LedgerViews
 from hub.market import MarketChoice, settle
 from policies.errors import HubError, WriterUnavailable
+from policies.types import NO_EMBEDDING
 from sentry.ledger import LedgerReader
 
 Say = Callable[[str], None]
@@ -57,6 +60,7 @@ def fill_features(home: Home, config: HubConfig, data_dir: str | None, say: Say)
         say(f"applied: {len(repo.definitions.views)} views, services {', '.join(repo.definitions.services)}")
         statistics = FeatureStatistics(repo.offline.folder / "statistics.duckdb")
         _back_fill(choice, market, repo, statistics, say)
+        _embed(home, choice, market, repo, say)
         _write_ledger_views(home, repo, say)
         if redis_url is None:
             say("online store: left to the running hub, whose feeder is its one writer")
@@ -97,6 +101,18 @@ def _back_fill(choice: MarketChoice, market: Market, repo: FeatureRepo, statisti
     for symbol in choice.symbols:
         for filled in job.run(symbol, time.time_ns() // 1_000_000):
             say(f"{symbol}: {filled.added:,} new rows until {_stamp(filled.until_ms)} ({filled.share:.0%})")
+
+
+def _embed(home: Home, choice: MarketChoice, market: Market, repo: FeatureRepo, say: Say) -> None:
+    """By the version that the ledger says is in use; without one, nothing."""
+    version = LedgerEmbedding(home.ledger).catch_up()
+    if version == NO_EMBEDDING:
+        return
+    job = EmbeddingFill(market, repo, embedders_of(home).load(version))
+    for symbol in choice.symbols:
+        for filled in job.run(symbol, time.time_ns() // 1_000_000):
+            say(f"{symbol}: {filled.added:,} new embeddings by {version} until {_stamp(filled.until_ms)} "
+                f"({filled.share:.0%})")
 
 
 def _write_ledger_views(home: Home, repo: FeatureRepo, say: Say) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING
 from policies.bundle import Manifest
-from policies.checks import require_sound
 from policies.errors import BundleRefused, HubError
-from policies.heads import Policy, load_head
+from policies.head import Policy
+from policies.loader import load_checked
 from policies.registry import PolicyFolder
-from policies.types import Context, Proposal
+from policies.types import NO_EMBEDDING, Context, Proposal
 
 
 class HeadRack:
@@ -28,8 +28,9 @@ class HeadRack:
             bundle = self._folder.get(policy_id)
             bundle.manifest.require_feature_order(DECISION_V1.names)
             _require_groups(bundle.manifest)
-            head = load_head(bundle)
-            require_sound(head)
+            _require_arrays(bundle.manifest)
+            # Its canary ran when it was registered; without that mark it runs here, once.
+            head = load_checked(bundle, marks=self._folder.marks)
             self._heads[policy_id] = head
         return head
 
@@ -51,7 +52,20 @@ class HeadRack:
 
 def _require_groups(manifest: Manifest) -> None:
     """A head that needs a group which nobody serves could never be asked."""
-    unknown = [group for group in manifest.required_groups if group not in DECISION_V1.groups]
+    known = (*DECISION_V1.groups, *ARRAYS)
+    unknown = [group for group in manifest.required_groups if group not in known]
     if unknown:
-        raise BundleRefused(f"manifest.required_groups must be of {', '.join(DECISION_V1.groups)}, "
-                            f"got {', '.join(unknown)}")
+        raise BundleRefused(f"manifest.required_groups must be of {', '.join(known)}, got {', '.join(unknown)}")
+
+
+def _require_arrays(manifest: Manifest) -> None:
+    for group, count in manifest.arrays.items():
+        if group not in ARRAYS:
+            raise BundleRefused(f"manifest.arrays must be of {', '.join(ARRAYS)}, got {group}")
+        if not ARRAYS[group].admits(count):
+            raise BundleRefused(f"manifest.arrays.{group} must be at most {ARRAYS[group].most} and a multiple of "
+                                f"{ARRAYS[group].step}, got {count}")
+        if group not in manifest.required_groups:
+            raise BundleRefused(f"manifest.required_groups must name {group}, which manifest.arrays takes numbers of")
+    if MARKET_EMBEDDING in manifest.arrays and manifest.embedding_version == NO_EMBEDDING:
+        raise BundleRefused(f"a head that takes numbers of {MARKET_EMBEDDING} is made for one embedding_version")

@@ -39,6 +39,9 @@ class _HubCollector(Collector):
         yield _gauge("hub_epoch", "Number of the epoch", float(state.epoch.number))
         yield _gauge("hub_book_drawdown_percent", "Fall of equity from its peak", state.book.drawdown_percent)
         yield _gauge("hub_book_no_new_risk", "1 while the book's breaker is tripped", float(state.book.tripped))
+        in_use = GaugeMetricFamily("hub_embedding_in_use", "1, with the version of the embedding", labels=["version"])
+        in_use.add_metric([state.embedding.version], 1.0)
+        yield in_use
         yield _gauge("hub_open_slots", "Slots that hold a trade", float(len(state.open_slots)))
         decisions = CounterMetricFamily("hub_decisions", "Answered by this replica", labels=["role", "effect"])
         for (role, effect), count in seen.decisions.items():

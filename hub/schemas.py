@@ -5,14 +5,15 @@ A bound here is what the hub can represent; the shield's limits are tighter and 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from policies.types import STRATEGIES, Action, Direction, LlmView, Outcome, Portfolio
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]{1,80}$")]
 Symbol = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_/@.\-]{1,20}$")]
+Sha256OrNone = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 Strategy = Literal["market_making", "momentum", "scalping", "arbitrage", "breakout", "sniping"]
 TimeMs = Annotated[int, Field(ge=0, le=4_102_444_800_000, strict=True)]
 Money = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False, strict=True)]
@@ -90,6 +91,47 @@ class ScoreBody(Strict):
 class CommandBody(Strict):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
     command_id: Identifier | None = None
+
+
+class ArtefactUrl(Strict):
+    """A bundle, or a pointer to one, in the hub's artefact store. policy_id, sha256: what has to lie there."""
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2_048)]
+    policy_id: Sha256OrNone = ""
+    sha256: Sha256OrNone = ""
+
+
+class PublishedArtefact(ArtefactUrl):
+    """A message names what it announces, so that nothing that was put there later is taken for it."""
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if not self.policy_id and not self.sha256:
+            raise ValueError("policy_id or sha256 must be given")
+        return self
+
+
+class PolicyPublished(Strict):
+    """The body of a webhook. Other types of messages are refused: nobody here would act on them."""
+
+    type: Literal["policy.published"]
+    timestamp: Annotated[str, StringConstraints(max_length=64)] | None = None
+    data: PublishedArtefact
+
+
+class EmbeddingBody(Strict):
+    """version: to embed with from now on, "none" for none; or revert: back to the last one before it in use."""
+
+    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,80}$")] | None = None
+    revert: Annotated[bool, Field(strict=True)] = False
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
+    command_id: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if self.revert == (self.version is not None):
+            raise ValueError("version, or revert: true, must be given, not both")
+        return self
 
 
 def portfolio_of(values: dict[str, Any]) -> Portfolio:

@@ -17,16 +17,18 @@ from typing import Any, Protocol
 
 import orjson
 
-from feature_repo.features import DECISION_V1, GROUPS
+from feature_repo.features import ARRAYS, DECISION_V1, GROUPS, MARKET_EMBEDDING, WINDOW
 from hub import decide
 from hub.config import ServerConfig
 from hub.decide import Answer, Features
+from hub.embedding_use import EMBEDDING, REVERT, USE
+from hub.fitness import arrays_wanted
 from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
-from policies.types import Context, Role
+from policies.types import NO_EMBEDDING, Context, Role
 from sentry.ledger import LedgerReader
 
 # A decision that lost against a gate, command or registration is made again; a second loss in a row is rare, a third
@@ -36,7 +38,9 @@ MOST_REASONS = 500  # of degraded parts that are counted one by one
 
 
 class FeatureSource(Protocol):
-    async def read(self, symbol: str, now_ms: int) -> Features: ...
+    async def read(self, symbol: str, now_ms: int, arrays: tuple[str, ...] = ()) -> Features:
+        """arrays: array groups to read as well."""
+        ...
 
 
 class Heads(Protocol):
@@ -75,6 +79,18 @@ class Feeder(Protocol):
         ...
 
 
+class Embedders(Protocol):
+    """The embedders that may be used."""
+
+    def versions(self) -> dict[str, str]:
+        """{version: id of the bundle}."""
+        ...
+
+    def load(self, version: str) -> Any:
+        """Raises HubError for one that is not there or cannot serve."""
+        ...
+
+
 @dataclass
 class Seen:
     """What this process has served, for /metrics and the status page. It decides nothing."""
@@ -95,13 +111,13 @@ class Seen:
 class HubService:
     def __init__(self, reader: LedgerReader, state: HubState, clock: Clock, symbols: tuple[str, ...],
                  features: FeatureSource, heads: Heads, writer: Writer, feeder: Feeder,
-                 settings: ServerConfig) -> None:
+                 settings: ServerConfig, embedders: Embedders | None = None) -> None:
         self.state = state
         self.seen = Seen()
         self.clock, self.symbols = clock, symbols
         self.writer = writer
         self._reader, self._features, self._heads, self._feeder = reader, features, heads, feeder
-        self._settings = settings
+        self._settings, self._embedders = settings, embedders
         self._ticked_ms = -1
         self._tick_lock, self._observe_lock = asyncio.Lock(), asyncio.Lock()
 
@@ -183,14 +199,17 @@ class HubService:
 
     async def _attempt(self, request: dict[str, Any], request_hash: str) -> dict[str, Any] | None:
         """One try: the answer, or None if something that decides who may act came in between."""
-        stored = await self._features.read(request["symbol"], request["time_ms"])
+        arrays = arrays_wanted(self.state)
+        stored = await self._features.read(request["symbol"], request["time_ms"], arrays)
         self.catch_up()
+        if not set(arrays_wanted(self.state)) <= set(arrays):
+            return None  # a head that takes more came in between
         features = with_scores(stored, self.state.scores, request["symbol"], request["time_ms"])
         planned = decide.plan(self.state, request, features)
         answers: dict[str, Answer] = {}
         remembered = None
         if planned.ask:
-            context = decide.context_of(request, features)
+            context = decide.context_of(request, features.only(planned.arrays))
             deadline_s = self._settings.head_deadline_ms / 1_000
             asking = asyncio.ensure_future(self._heads.propose(planned.ask, context, deadline_s))
             await asyncio.sleep(0)  # the heads are asked; while they think, the memory is searched
@@ -270,13 +289,58 @@ class HubService:
         self.catch_up()
         return {**answer, "command_id": command_id, "command": command, "policy_id": policy_id}
 
-    async def register(self, policy_id: str, alias: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    async def register(self, policy_id: str, alias: str, manifest: dict[str, Any],
+                       actor: str = "ops") -> dict[str, Any]:
         """Register a bundle that is stored already. Both serving processes must be able to open it first."""
         await self._heads.load(policy_id)
         answer = await self.writer.register({"policy_id": policy_id, "alias": alias, "manifest": manifest,
-                                             "actor": "ops"}, self.clock.now_ms())
+                                             "actor": actor}, self.clock.now_ms())
         self.catch_up()
         return {**answer, "policy_id": policy_id, "alias": alias}
+
+    async def use_embedding(self, version: str, reason: str, command_id: str | None = None) -> dict[str, Any]:
+        """Serve this version of the market's embedding, or none. From the answer on, decisions obey: only heads that
+        were made for it are given an embedding. UnknownEntity for a version that is not stored.
+        """
+        await self._require_embedder(version)
+        return await self._embedding(USE, version, reason, command_id)
+
+    async def revert_embedding(self, reason: str, command_id: str | None = None) -> dict[str, Any]:
+        """Back to the last version that was in use before this one, which may be none."""
+        self.catch_up()
+        recorded = None if command_id is None else self._reader.get("observation", _embedding_key(command_id))
+        version = self.state.embedding.earlier if recorded is None else recorded.body["detail"]["version"]
+        if version is None:
+            raise InvalidInput("revert", "an embedding that was in use before", self.state.embedding.version)
+        await self._require_embedder(version)
+        return await self._embedding(REVERT, version, reason, command_id)
+
+    async def _require_embedder(self, version: str) -> None:
+        if version == NO_EMBEDDING:
+            return
+        if self._embedders is None:
+            raise UnknownEntity("embedding", version, [NO_EMBEDDING])
+        embedder = await asyncio.to_thread(self._embedders.load, version)
+        for group, count in ((WINDOW, embedder.window), (MARKET_EMBEDDING, embedder.size)):
+            if not ARRAYS[group].admits(count):
+                raise InvalidInput(f"numbers of {group} of {version}", f"at most {ARRAYS[group].most} and a multiple "
+                                   f"of {ARRAYS[group].step}", count)
+
+    async def _embedding(self, command: str, version: str, reason: str, command_id: str | None) -> dict[str, Any]:
+        now_ms = self.clock.now_ms()
+        answer = await self.writer.observe({
+            "what": EMBEDDING, "policy_id": None, "figure": None,
+            "detail": {"command": command, "version": version, "actor": "ops", "reason": reason},
+            "key": None if command_id is None else _embedding_key(command_id)}, now_ms)
+        self.catch_up()
+        await self._feeder.take_in(now_ms)
+        return {"accepted": answer["accepted"], "position": answer["position"], **self.embedding()}
+
+    def embedding(self) -> dict[str, Any]:
+        """version: in use. earlier: to which a revert leads, None if there was none. known: what may be used."""
+        known = [] if self._embedders is None else sorted(self._embedders.versions())
+        return {"version": self.state.embedding.version, "earlier": self.state.embedding.earlier,
+                "known": [*known, NO_EMBEDDING]}
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -294,7 +358,7 @@ class HubService:
     async def feature_ages(self) -> dict[str, dict[str, int] | None]:
         """{symbol: {group: age in ms on the hub's clock}} of what the online store holds; None if it cannot be read."""
         now_ms = self.clock.now_ms()
-        found = await asyncio.gather(*(self._features.read(symbol, now_ms) for symbol in self.symbols))
+        found = await asyncio.gather(*(self._features.read(symbol, now_ms, tuple(ARRAYS)) for symbol in self.symbols))
         return {symbol: None if features.values is None else
                 {group: now_ms - event_ms for group, event_ms in features.event_time_ms.items()}
                 for symbol, features in zip(self.symbols, found, strict=True)}
@@ -322,6 +386,10 @@ class HubService:
         if held != parent:
             raise InvalidInput("parent_decision_id", f"the decision that holds the slot, {held or 'which is free'}",
                                parent)
+
+
+def _embedding_key(command_id: str) -> str:
+    return f"{EMBEDDING}/{command_id}"
 
 
 def _part_of(part: str, symbol: str) -> str:

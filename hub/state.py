@@ -13,10 +13,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from feature_repo.features import DECISION_V1
 from hub.config import HubConfig, grids_of, parse_recorded
+from hub.embedding_use import EmbeddingUse, is_embedding
+from hub.episodes import EMBEDDER, episode_features, episode_vector, of_this_service
 from hub.recorded_scores import SENTIMENT, RecordedScore, score_of
 from policies.rows import BLOCKING_KINDS, BOOK, LLM_ONLY, NewRow, Row
 from policies.track_record import TrackRecord
@@ -24,16 +24,13 @@ from policies.types import STRATEGIES, Judgement, Outcome, Role
 from router.allocation import StrategyAllocationBandit
 from router.evidence import Evidence
 from router.ladder import LadderReport, climbed, is_green_lit
-from router.memory import EpisodeMemory, EpisodeSummary, normalise
+from router.memory import EpisodeMemory, EpisodeSummary
 from router.params import ParamBandit, ParamGrid, ParamSettings
 from router.posteriors import posterior_of
 from router.rewards import RewardModel, RewardSettings
 from router.thompson import Candidate, EpochRoles, draw_roles
 from sentry.gates import BookBreaker, Finding, Gates
 from sentry.ledger import EpisodeRecord, LedgerReader
-
-# What the memory's vectors are: the scaled features themselves, which is the embedder "none".
-EMBEDDER = f"{DECISION_V1.name}/none"
 
 # Trades whose outcome can still be revised. A revision of an older one is recorded but learnt from no more.
 REVISABLE_TRADES = 100_000
@@ -110,6 +107,7 @@ class HubState:
         self.decisions = 0
         self.llm_only_decisions = 0
         self.outcomes = 0
+        self.embedding = EmbeddingUse()
         self.degraded: dict[str, str] = {}  # part: reason, of what is degraded now
         self.scores: dict[tuple[str, str], RecordedScore] = {}  # the newest, by symbol and source
         self.latest_ms = 0
@@ -131,6 +129,8 @@ class HubState:
         if row.kind in BLOCKING_KINDS:
             self.last_blocking_position = row.position
             self._epoch_due = row.kind != "epoch"
+        elif is_embedding(row):  # it changes which heads are asked, not who acts
+            self.last_blocking_position = row.position
 
     def _apply_genesis(self, row: Row) -> None:
         self.seed = int(row.body["seed"])
@@ -259,6 +259,8 @@ class HubState:
             held = self.scores.get((detail["symbol"], detail["source"]))
             if held is None or detail["time_ms"] >= held.made_ms:
                 self.scores[detail["symbol"], detail["source"]] = score_of(row)
+        elif is_embedding(row):
+            self.embedding.apply(row)
 
     def _learn(self, decision_id: str, taken: Trade, trade: dict[str, Any], now_ms: int) -> None:
         """A trade is learnt when its final part is in; a revision first takes back what was learnt."""
@@ -289,7 +291,7 @@ class HubState:
             self.params.forget(strategy, trade["bucket"], taken.learnt.credited, taken.learnt.reward)
         self.allocation.update(strategy, reward)
         taken.learnt = Learnt(reward, self.params.learn(strategy, trade["bucket"], trade["executed"], reward))
-        if self.memory is not None and _of_this_service(trade["features"]):
+        if self.memory is not None and of_this_service(trade["features"]):
             summary = EpisodeSummary(trade["symbol"], strategy, trade["direction"], net_return,
                                      parts[-1].exit_reason, now_ms)
             self.memory.add(decision_id, episode_vector(trade["features"]), summary)
@@ -389,7 +391,7 @@ class HubState:
     def episode(self, row: Row) -> EpisodeRecord | None:
         """The episode that an outcome row completes, as the ledger's tables keep it."""
         outcome, trade = row.body["outcome"], row.body["trade"]
-        if not outcome["final"] or not _of_this_service(trade["features"]):
+        if not outcome["final"] or not of_this_service(trade["features"]):
             return None
         decision = {name: trade[name] for name in ("policy_id", "acts", "direction", "leverage", "bucket", "executed")}
         decision["context"] = trade.get("episode")
@@ -411,25 +413,6 @@ def catch_up(state: HubState, reader: LedgerReader) -> None:
     """Fold what has been recorded since. With nothing new this is one read of some microseconds."""
     for row in reader.rows(after=state.position):
         state.apply(row)
-
-
-def episode_vector(features: list[float | None]) -> np.ndarray:
-    """The memory's vector of a recorded feature list: normalised, float32, missing values neutral."""
-    values = np.array([np.nan if value is None else value for value in features], dtype=np.float64)
-    return normalise(values, DECISION_V1.scales)
-
-
-def _of_this_service(features: list[float | None] | None) -> bool:
-    """Whether the memory can hold it. A ledger that began under another list of features keeps those as rows only."""
-    return features is not None and len(features) == len(DECISION_V1)
-
-
-def episode_features(decision: dict[str, Any]) -> dict[str, float | None]:
-    """`episode_v1` of a decision's row: what was stored, the account as the request had it, the weights as answered."""
-    portfolio = decision["request"]["portfolio"]
-    return {**decision["features"].get("episode", {}), "current_leverage": portfolio["current_leverage"],
-            "unrealised_pnl_pct": portfolio["unrealised_pnl"] / portfolio["equity"],
-            **{f"weight_{strategy}": weight for strategy, weight in decision["weights"].items()}}
 
 
 def _verdict(policy_id: str, finding: Finding, head: HeadState | None, caused_by: int) -> NewRow:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import ARRAYS, DECISION_V1
 from hub import decide
 from hub.state import HeadState, HubState
 from policies.rows import LLM_ONLY
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def feature_ages(ages: dict[str, dict[str, int] | None]) -> list[dict[str, Any]]:
-    """One entry per symbol and group of `decision_v1` that was ever written, and per required one: a feed that dies is
-    seen by its age. age_ms None: never written, or nothing can be read.
+    """One entry per symbol and group of `decision_v1`, or array group, that was ever written, and per required one: a
+    feed that dies is seen by its age. age_ms None: never written, or nothing can be read.
     """
+    ttl_of = {**DECISION_V1.ttl_ms, **{name: group.ttl_ms for name, group in ARRAYS.items()}}
     told = []
     for symbol, groups in ages.items():
         known = dict.fromkeys(DECISION_V1.required_groups) | (groups or {})
-        for group in (group for group in known if group in DECISION_V1.groups):
-            age_ms, ttl_ms = known[group], DECISION_V1.ttl_ms[group]
+        for group in (group for group in known if group in ttl_of):
+            age_ms, ttl_ms = known[group], ttl_of[group]
             told.append({"symbol": symbol, "group": group, "age_ms": age_ms, "ttl_ms": ttl_ms,
                          "fresh": age_ms is not None and 0 <= age_ms <= ttl_ms,
                          "required": group in DECISION_V1.required_groups})
@@ -50,6 +51,7 @@ def status(service: HubService, market: str, ages: dict[str, dict[str, int] | No
                      for (part, reason), count in seen.degraded.most_common(20)],
         "degraded_now": [{"part": part, "reason": reason} for part, reason in sorted(state.degraded.items())],
         "features": feature_ages(ages),
+        "embedding": service.embedding(),
         "book": {"peak_equity": finite(state.book.peak_equity), "equity": finite(state.book.equity),
                  "drawdown_percent": finite(state.book.drawdown_percent), "no_new_risk": state.book.tripped},
         "latency_ms": percentiles(list(seen.latencies_ms)),

@@ -190,7 +190,18 @@ def _wait_until_ready(hub: Running, timeout_s: float = 60.0) -> None:
 
 
 def _start_mlflow(hub: Running, say: Say) -> None:
-    """Its page is for people and nothing waits for it: experiments are written to its database, not through it."""
+    """The server, unless there is one elsewhere, and the mirror of the policies in its registry. Nothing waits for
+    either: they are for people.
+    """
+    url = hub.config.storage.mlflow_url or _start_mlflow_server(hub, say)
+    command = [sys.executable, "-m", "hub.mlflow_mirror", "--ledger", str(hub.home.ledger),
+               "--policies", str(hub.home.policies), "--mlflow", url]
+    with (hub.home.logs / "mlflow_mirror.log").open("ab") as log:
+        subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+def _start_mlflow_server(hub: Running, say: Say) -> str:
+    """Its URL. Experiments are written to its database, not through it."""
     port = hub.config.storage.mlflow_port
     folder = hub.home.mlflow
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
@@ -201,6 +212,7 @@ def _start_mlflow(hub: Running, say: Say) -> None:
     with (hub.home.logs / "mlflow.log").open("ab") as log:
         subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, env=environment)
     say(f"MLflow: starting on port {port}")
+    return f"http://127.0.0.1:{port}"
 
 
 def _first_heads(hub: Running, say: Say) -> None:
@@ -263,8 +275,9 @@ def _say_addresses(hub: Running, say: Say) -> None:
     say(f"ops page        {hub.url}/ops")
     say(f"metrics         {hub.url}/metrics")
     say(f"Ray dashboard   http://127.0.0.1:{storage.dashboard_port}   (token: {hub.home.run / 'ray_token'})")
-    say(f"MLflow          http://127.0.0.1:{storage.mlflow_port}")
+    say(f"MLflow          {storage.mlflow_url or f'http://127.0.0.1:{storage.mlflow_port}'}")
     say(f"tokens          {hub.home.tokens_file}")
+    say(f"webhooks        {hub.url}/v1/webhooks/policy   (secret: `hub webhook-secret`)")
     if hub.split_ms is not None:
         say(f"clock           replay, from {hub.clock.start_ms}; send a later time_ms with a request to move it")
     say("Ctrl-C ends everything.")

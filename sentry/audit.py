@@ -150,10 +150,11 @@ class AuditTrail(AuditReader):
 def projected(row: Row) -> AuditRow:
     """The audit's view of a ledger row, not chained yet."""
     body = row.body
-    rule = body.get({"verdict": "rule", "command": "command", "epoch": "reason"}.get(row.kind, ""))
+    names = {"verdict": "rule", "command": "command", "epoch": "reason", "observation": "what"}
+    rule = body.get(names.get(row.kind, ""))
     figure = body.get("figure")
     content = orjson.dumps([row.position, row.kind, row.key, row.at_ms]) + encoded(body).encode()
-    return AuditRow(row.position, row.at_ms, row.kind, body.get("policy_id"), body.get("actor") or "sentry", rule,
+    return AuditRow(row.position, row.at_ms, row.kind, body.get("policy_id"), _actor(row), rule,
                     None if figure is None else float(figure), _summary(row), hashlib.sha256(content).hexdigest())
 
 
@@ -179,6 +180,11 @@ def _difference(row: AuditRow, belongs_at: int | None, fits: bool) -> AuditFindi
     return AuditFinding(row.position, "edited", "differs from the ledger, and the chain does not follow")
 
 
+def _actor(row: Row) -> str:
+    said = row.body["detail"] if row.kind == "observation" else row.body
+    return said.get("actor") or "sentry"
+
+
 def _summary(row: Row) -> str:
     """What happened in one line for the operator's page."""
     body = row.body
@@ -189,6 +195,12 @@ def _summary(row: Row) -> str:
             return f"registered as {body['alias']}"
         case "command":
             return f"{body['command']}: {body['reason']}" if body["reason"] else body["command"]
+        case "observation" if body["what"] == "embedding":
+            return f"{body['detail']['command']}: {body['detail']['version']}: {body['detail']['reason']}"
+        case "observation":
+            detail = body["detail"]
+            named = f"{detail['alias'] or 'without an alias'}, SHA-256 {detail['sha256'][:12] or 'unknown'}"
+            return f"not registered ({named}): {detail['reason']}"
         case "epoch":
             shares = ", ".join(f"{policy_id[:12]} {share:.0%}" for policy_id, share in sorted(body["shares"].items()))
             return f"epoch {body['epoch']}: {shares}"

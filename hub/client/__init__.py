@@ -12,11 +12,14 @@ Needs httpx and the standard library. All methods may be called from any thread.
         put_learning_memory(market_context, advice)
         ...                      # trade advice.action; it is the LLM's own one whenever advice.acts is false
         hub.report(outcome)
+
+With the token of scope `ops`, `register(path)` hands a candidate over, and says why if the hub did not take it.
 """
 
 from hub.client.advice import LLM_ONLY, Advice, Degraded, Limits, put_learning_memory
+from hub.client.candidate import Registration, candidate_bytes
 from hub.client.hub_client import Delivery, HubClient, OwnTrade
 from hub.client.outbox import Outbox
 
 __all__ = ["LLM_ONLY", "Advice", "Degraded", "Delivery", "HubClient", "Limits", "Outbox",
-           "OwnTrade", "put_learning_memory"]
+           "OwnTrade", "Registration", "candidate_bytes", "put_learning_memory"]

@@ -41,10 +41,10 @@ class Wire:
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub-client", daemon=True)
         self._thread.start()
 
-    def post(self, path: str, body: bytes, timeout_s: float) -> Reply:
+    def post(self, path: str, body: bytes, timeout_s: float, kind: str = "application/json") -> Reply:
         if self._closed:
             return Reply(reason="this client is closed")
-        request = asyncio.run_coroutine_threadsafe(self._post(path, body), self._loop)
+        request = asyncio.run_coroutine_threadsafe(self._post(path, body, kind), self._loop)
         try:
             return _reply_of(request.result(timeout_s))
         except TimeoutError:
@@ -62,8 +62,8 @@ class Wire:
         self._thread.join(1.0)
         self._loop.close()
 
-    async def _post(self, path: str, body: bytes) -> httpx.Response:
-        return await self._http.post(path, content=body, headers={"Content-Type": "application/json"})
+    async def _post(self, path: str, body: bytes, kind: str) -> httpx.Response:
+        return await self._http.post(path, content=body, headers={"Content-Type": kind})
 
 
 def _reply_of(response: httpx.Response) -> Reply:

@@ -124,6 +124,7 @@ function showFacts(status) {
     ["Epoch", whole(hub.epoch)],
     ["LLM only", percent(status.llm_only_share)],
     ["Decision p50 / p95 / p99 ms", ["p50", "p95", "p99"].map((q) => fixed(latency[q], 1)).join(" / ")],
+    ["Embedding", (status.embedding || {}).version ?? "–"],
     ["Market", hub.market ?? "–"],
   ]);
 }

@@ -73,7 +73,7 @@ def test_every_command_exists(code: str) -> None:
 
 def test_every_route_exists(text: str) -> None:
     nobody: Any = None
-    app = build_api(nobody, nobody, {"bot": "b", "ops": "o"}, ServerConfig(), "")
+    app = build_api(nobody, nobody, {"bot": "b", "ops": "o"}, ServerConfig(), "", nobody, nobody)
     routes = [re.compile(re.sub(r"{\w+}", "[^/]+", route.path)) for route in app.routes if isinstance(route, APIRoute)]
     named = set(ROUTE.findall(text))
     assert [path for path in sorted(named) if not any(route.fullmatch(path) for route in routes)] == []

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from feature_repo.features import DECISION_V1, MINUTE_MS
+from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING, MINUTE_MS
 from hub.api import build_api
 from hub.config import HubConfig, parse
 from hub.decide import Answer, Features
+from hub.embedding_use import embedders_of
 from hub.head_rack import HeadRack
 from hub.home import Home
+from hub.intake import Asked, Taken, take_in
+from hub.registration import registrar_of
 from hub.service import HubService
 from hub.state import HubState, folded
+from hub.webhook import PolicyWebhook
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.clock import Clock, ReplayClock
 from policies.errors import HubError, WriterUnavailable
@@ -42,6 +48,7 @@ SYMBOLS = ("BTC", "ETH", "SOL", "HYPE")
 EQUITY = 10_000.0
 PRICE = 100.0
 TOKENS = {"bot": "bot-secret-0123456789", "ops": "ops-secret-9876543210"}
+WEBHOOK_SECRET = "whsec_" + "dGVzdHMgb25seQ" * 2
 MARKET = "a keyed draw for tests"
 
 _SERVED: dict[str, Any] = {
@@ -83,7 +90,9 @@ class KeyedFeatures:
     """Standard normal features, times their scale, of the minute that has just closed on the clock.
 
     Settable: `age_ms` of the row, `failed` (why nothing can be read), `fixed` values by feature name,
-    `event_time_ms` of single groups, `episode` values.
+    `event_time_ms` of single groups, `episode` values, `embedding_version` and `embedding_size` of the stored
+    embedding. Arrays are keyed draws, too; one that is stale is left out, as the reader does. `read_arrays` holds the
+    groups of every read.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -93,16 +102,29 @@ class KeyedFeatures:
         self.fixed: dict[str, float] = {}
         self.event_time_ms: dict[str, int] = {}
         self.episode: dict[str, float] | None = {"median_price": 100.0, "mid_price": math.nan}
+        self.embedding_version, self.embedding_size = "", 4
+        self.read_arrays: list[tuple[str, ...]] = []
 
-    async def read(self, symbol: str, now_ms: int) -> Features:
+    async def read(self, symbol: str, now_ms: int, arrays: tuple[str, ...] = ()) -> Features:
+        self.read_arrays.append(arrays)
         if self.failed:
             return Features(None, {}, self.failed)
         event_ms = self._clock.now_ms() // MINUTE_MS * MINUTE_MS - self.age_ms
         values = generator(5, symbol, event_ms).normal(size=len(DECISION_V1)) * DECISION_V1.scales
         for name, value in self.fixed.items():
             values[DECISION_V1.names.index(name)] = value
-        times = dict.fromkeys(DECISION_V1.groups, event_ms) | self.event_time_ms
-        return Features(tuple(map(float, values)), times, episode=self.episode)
+        held = [group for group in arrays if group != MARKET_EMBEDDING or self.embedding_version]
+        times = dict.fromkeys((*DECISION_V1.groups, *held), event_ms) | self.event_time_ms
+        drawn = {group: self._array(group, symbol, times[group]) for group in held
+                 if 0 <= now_ms - times[group] <= ARRAYS[group].ttl_ms}
+        return Features(tuple(map(float, values)), times, episode=self.episode, arrays=drawn,
+                        embedding_version=self.embedding_version if MARKET_EMBEDDING in arrays else "")
+
+    def _array(self, group: str, symbol: str, event_ms: int) -> NDArray[np.float32]:
+        """Another one for each version of an embedding."""
+        size = self.embedding_size if group == MARKET_EMBEDDING else ARRAYS[group].most
+        version = self.embedding_version if group == MARKET_EMBEDDING else ""
+        return generator(5, group, version, symbol, event_ms).normal(size=size).astype(np.float32)
 
 
 class LocalHeads:
@@ -187,18 +209,27 @@ class StillFeeder:
 class LocalExtras:
     """What the other deployments answer, from the service's own fold."""
 
-    def __init__(self, folder: PolicyFolder) -> None:
-        self._folder = folder
-
     async def params(self, strategy: str, symbol: str | None) -> dict[str, Any]:
         return {"strategy": strategy, "symbol": symbol}
 
     async def knn(self, symbol: str, k: int) -> dict[str, Any]:
         return {"symbol": symbol, "k": k, "neighbours": []}
 
-    async def store_bundle(self, content: bytes) -> dict[str, Any]:
-        bundle = self._folder.add(content)
-        return {"policy_id": bundle.policy_id, "alias": bundle.manifest.alias, "manifest": _manifest_of(bundle)}
+
+class LocalIntake:
+    """Candidates are read and checked in this process. `taken`: of every one. `before`: run before each."""
+
+    def __init__(self) -> None:
+        self.taken: list[Taken] = []
+        self.before: Callable[[], Awaitable[Any]] | None = None
+
+    async def take_in(self, asked: Asked, upload: IO[bytes] | None) -> Taken:
+        if self.before is not None:
+            await self.before()
+        if upload is not None:
+            upload.seek(0)
+        self.taken.append(await asyncio.to_thread(take_in, asked, upload or io.BytesIO()))
+        return self.taken[-1]
 
 
 class PlainHub:
@@ -223,7 +254,12 @@ class PlainHub:
         self.features, self.heads = KeyedFeatures(self.clock), LocalHeads(HeadRack(self.folder))
         self.writer = LocalWriter(self.shell)
         self.service = HubService(self.reader, state, self.clock, self.config.market.symbols, self.features,
-                                  self.heads, self.writer, StillFeeder(), self.config.server)
+                                  self.heads, self.writer, StillFeeder(), self.config.server,
+                                  embedders_of(self.home))
+        self.intake = LocalIntake()
+        self.registrar = registrar_of(self.home, self.config, self.service, self.intake)
+        self.wall_s = 1_800_000_000.0  # of the webhook's clock
+        self.webhook = PolicyWebhook(self.registrar, self.reader, WEBHOOK_SECRET, lambda: self.wall_s)
         self._opened_at, self._requests = self.reader.head(), 0
 
     @property
@@ -243,7 +279,7 @@ class PlainHub:
         return self.clock.now_ms()
 
     def api(self) -> Any:
-        return build_api(self.service, LocalExtras(self.folder), TOKENS, self.config.server, MARKET)
+        return build_api(self.service, LocalExtras(), TOKENS, self.config.server, MARKET, self.registrar, self.webhook)
 
     async def register(self, bundle: Bundle) -> str:
         self.folder.add(pack_bundle(bundle))

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from encoder_bundles import encoder_bundle
 from fastapi.routing import APIRoute
 from plain_hub import TOKENS, PlainHub, llm_view, momentum_bundle, onnx_bundle, rows_of
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,13 +18,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from hub.api import SECURITY_HEADERS
 from policies.bundle import pack_bundle
 from policies.clock import LiveClock
+from policies.ensemble import make_ensemble
 
 BOT, OPS, EITHER, OPEN = ("bot",), ("ops",), ("bot", "ops"), ("bot", "ops", "nobody")
+SIGNED = ()  # no token opens it
 
 SCOPES = {
     ("POST", "/v1/decisions"): BOT, ("POST", "/v1/outcomes"): BOT, ("POST", "/v1/sentiment"): BOT,
     ("GET", "/v1/policies"): EITHER, ("GET", "/v1/policies/{name}"): EITHER,
-    ("POST", "/v1/policies"): OPS, ("POST", "/v1/policies/{name}/{command}"): OPS,
+    ("POST", "/v1/policies"): OPS, ("POST", "/v1/policies/{name}/{command}"): OPS, ("POST", "/v1/embedding"): OPS,
+    ("POST", "/v1/webhooks/policy"): SIGNED,
     ("GET", "/v1/status"): EITHER, ("GET", "/v1/allocation"): EITHER, ("GET", "/v1/params/{strategy}"): EITHER,
     ("GET", "/v1/memory/knn"): EITHER, ("GET", "/v1/audit"): OPS, ("GET", "/v1/openapi.json"): EITHER,
     ("GET", "/healthz"): OPEN, ("GET", "/readyz"): OPEN, ("GET", "/metrics"): OPEN,
@@ -55,7 +59,7 @@ def url_of(path: str) -> str:
 
 def body_of(hub: PlainHub, path: str) -> dict[str, Any] | None:
     return {"/v1/decisions": hub.request(), "/v1/policies/{name}/{command}": {"reason": "a test"},
-            "/v1/sentiment": SCORE}.get(path)
+            "/v1/sentiment": SCORE, "/v1/embedding": {"version": "a", "revert": True}}.get(path)
 
 
 def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
@@ -87,8 +91,9 @@ async def test_a_route_answers_its_scopes_and_no_other(
         if scope in SCOPES[method, path]:
             assert answer.status_code not in (401, 403), answer.text
         else:
-            refused = assert_problem(answer, 401 if scope == "nobody" else 403)
-            assert refused["code"] == ("unauthorized" if scope == "nobody" else "forbidden")
+            unknown = scope == "nobody" or SCOPES[method, path] is SIGNED
+            refused = assert_problem(answer, 401 if unknown else 403)
+            assert refused["code"] in (("unauthorized", "not_signed") if unknown else ("forbidden",))
 
 
 @pytest.mark.parametrize("given", [
@@ -329,13 +334,64 @@ async def test_a_bad_command_is_refused_and_changes_nothing(
     assert hub.reader.head() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + b"\0" * 18, b"\x80\x04\x95", b"{}"],
-                         ids=["nothing", "empty zip", "pickle", "json"])
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + b"\0" * 18, b"\x80\x04\x95"],
+                         ids=["nothing", "empty zip", "pickle"])
 async def test_what_is_no_bundle_is_refused_with_the_reason(
         hub: PlainHub, client: httpx.AsyncClient, content: bytes) -> None:
     before = hub.reader.head()
     answer = await client.post("/v1/policies", content=content, headers=bearer("ops"))
     assert assert_problem(answer, 422)["code"] == "bundle_refused"
+    assert [row.body["what"] for row in hub.reader.rows(after=before)] == ["registration_refused"]
+
+
+@pytest.mark.parametrize("body", [{}, {"url": ""}, {"url": "s3://elsewhere/x.pt"}, {"url": "/etc/passwd"},
+                                  {"path": "x"}, {"url": 3}, {"url": "file:///x/latest.json", "policy_id": "ab"}])
+async def test_a_url_that_is_not_of_the_hubs_store_is_refused_by_its_field(
+        hub: PlainHub, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    before = hub.reader.head()
+    problem = assert_problem(await client.post("/v1/policies", json=body, headers=bearer("ops")), 422)
+    assert problem["field"] in ("url", "path", "policy_id")
+    assert hub.reader.head() == before
+
+
+async def test_an_embedding_is_stored_used_reverted_and_each_choice_is_audited(
+        hub: PlainHub, client: httpx.AsyncClient) -> None:
+    async def choose(**body: Any) -> httpx.Response:
+        return await client.post("/v1/embedding", json=body, headers=bearer("ops"))
+
+    assert assert_problem(await choose(version="mae-unknown"), 404)["code"] == "unknown"
+    assert assert_problem(await choose(revert=True), 422)["field"] == "revert"
+    stored = await client.post("/v1/policies", content=pack_bundle(encoder_bundle()), headers=bearer("ops"))
+    version = stored.json()["embedding_version"]
+    used = (await choose(version=version, reason="trained", command_id="c1")).json()
+    assert (used["version"], used["earlier"], used["accepted"]) == (version, "none", "recorded")
+    assert (await choose(version=version, reason="trained", command_id="c1")).json()["accepted"] == "duplicate"
+    assert (await client.get("/v1/status", headers=bearer("bot"))).json()["embedding"]["version"] == version
+    assert (await choose(revert=True, reason="odd")).json()["version"] == "none"
+    audit = (await client.get("/v1/audit", headers=bearer("ops"))).json()
+    assert [(row["actor"], row["summary"]) for row in audit["rows"] if row["rule"] == "embedding"] == [
+        ("ops", "revert_embedding: none: odd"), ("ops", f"use_embedding: {version}: trained")]
+    assert audit["verified"]
+
+
+async def test_the_answer_shows_the_signal_of_each_member_of_an_ensemble(
+        hub: PlainHub, client: httpx.AsyncClient) -> None:
+    ensemble = make_ensemble("both_v1", [momentum_bundle("a", 0.2), onnx_bundle("b", 4)], [1.0, 2.0])
+    answer = await client.post("/v1/policies", content=pack_bundle(ensemble), headers=bearer("ops"))
+    assert answer.status_code == 200, answer.text
+    told = (await client.post("/v1/decisions", json=hub.request(), headers=bearer("bot"))).json()["proposals"]
+    members = {proposal["alias"]: proposal.get("members") for proposal in told.values()}
+    assert members["both_v1"].keys() == {"a", "b"}
+    assert members["both_v1"]["a"].keys() >= {"direction", "confidence", "weight"}
+    assert members["momentum_v1"] is None
+
+
+@pytest.mark.parametrize("body", [{}, {"version": "a", "revert": True}, {"revert": False}, {"version": "a b"},
+                                  {"version": "a", "reason": ""}, {"revert": "yes"}])
+async def test_a_bad_choice_of_an_embedding_is_refused(
+        hub: PlainHub, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    before = hub.reader.head()
+    assert_problem(await client.post("/v1/embedding", json=body, headers=bearer("ops")), 422)
     assert hub.reader.head() == before
 
 

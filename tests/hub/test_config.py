@@ -64,6 +64,11 @@ def test_the_file_says_what_is_the_default_anyway() -> None:
     assert from_file == built_in
 
 
+@pytest.mark.parametrize("url", ["", "s3://bucket", "s3://bucket/a/b", "file:///srv/artefacts", "/srv/artefacts"])
+def test_artefacts_lie_in_a_folder_or_in_a_bucket(url: str) -> None:
+    assert parse({"storage": {"artefacts_url": url}}).storage.artefacts_url == url
+
+
 def test_a_fresh_installation_starts_in_shadow() -> None:
     assert load(environment={}).rollout.mode is Rollout.SHADOW
     assert parse({}).rollout.mode is Rollout.SHADOW
@@ -78,7 +83,9 @@ def test_what_is_recorded_parses_to_the_same_configuration_with_the_same_hash() 
 
 
 def test_what_no_decision_depends_on_is_not_recorded() -> None:
-    assert parse({"server": {"port": 9000}}).configuration_hash == HubConfig().configuration_hash
+    for values in ({"server": {"port": 9000}}, {"storage": {"artefacts_url": "s3://bucket/prefix"}},
+                   {"registration": {"trusted_keys": ["ab" * 32]}}):
+        assert parse(values).configuration_hash == HubConfig().configuration_hash
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -89,7 +96,9 @@ def test_what_no_decision_depends_on_is_not_recorded() -> None:
     ("learning.bandits.reward_scal", "reward_scale"), ("learning.bandits.per_strategy.momentun", "momentum"),
     ("learning.bandits.per_strategy.default.tp_grid", "tp_grid_pct"), ("router.chalenger_share", "challenger_share"),
     ("sentry.halt_drawdown", "halt_drawdown_percent"), ("shield.max_leverag", "max_leverage"),
-    ("evidence.alfa", "alpha"), ("server.prt", "port"),
+    ("evidence.alfa", "alpha"), ("server.prt", "port"), ("storage.artefact_url", "artefacts_url"),
+    ("storage.s3_endpoint", "s3_endpoint_url"), ("storage.mlflow_uri", "mlflow_url"), ("registraton", "registration"),
+    ("registration.trusted_key", "trusted_keys"),
 ])
 def test_an_unknown_key_is_refused_at_any_depth_with_the_one_that_was_meant(path: str, near: str) -> None:
     error = refused(nested(path, 1))
@@ -117,6 +126,9 @@ def test_an_unknown_key_like_no_other_is_refused_with_the_known_ones() -> None:
     ("sentry.halt_drawdown_percent", math.nan), ("shield.min_conf", 0.4), ("shield.max_leverage", 101),
     ("evidence.alpha", 1), ("evidence.c", math.inf), ("evidence.c", math.nan), ("ladder.min_profit_factor", math.inf),
     ("market.symbols", []), ("market.signal", -1), ("server.port", 0), ("server.port", 65_536), ("ledger.seed", -1),
+    ("storage.artefacts_url", "gs://bucket"), ("storage.artefacts_url", "s3://"), ("storage.artefacts_url", "var/x"),
+    ("storage.s3_endpoint_url", "127.0.0.1:9000"), ("storage.mlflow_url", "sqlite:///x"),
+    ("registration.trusted_keys", ["ab"]), ("registration.trusted_keys", "ab" * 32),
 ])
 def test_a_value_out_of_its_range_is_refused_by_name(path: str, value: Any) -> None:
     error = refused(nested(path, value))

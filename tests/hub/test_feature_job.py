@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from encoder_bundles import encoder_bundle
+from plain_hub import PlainHub
 
 from feature_repo.features import DEPTH, FEAR_GREED, FUNDING, QUOTE
 from feature_repo.generated import START_MS
 from hub.config import HubConfig, parse
+from hub.embedding_use import embedders_of
 from hub.engine import free_port
 from hub.feature_job import FeatureRun, fill_features
 from hub.home import Home
+from policies.bundle import pack_bundle
+from policies.embedder import load_embedder
 
 BARS_COUNT = 4_000
 
@@ -44,6 +51,18 @@ def test_the_stores_are_filled_read_back_and_filled_further_without_repeating(ho
     assert sum("0 new rows" in line for line in again) == 2
     longer = replace(config, market=replace(config.market, generated_bars=BARS_COUNT + 10))
     assert rows(fill_features(home, longer, None, again.append))["bars", "BTC"] == BARS_COUNT - 111
+
+
+async def test_a_market_is_embedded_by_the_version_that_the_ledger_says_is_in_use(
+        home: Home, config: HubConfig, open_hub: Callable[..., PlainHub]) -> None:
+    version = embedders_of(home).add(pack_bundle(encoder_bundle()), load_embedder)
+    hub = open_hub(name=home.root.name)
+    await hub.service.use_embedding(version, "")
+    short = replace(config, market=replace(config.market, generated_bars=300))
+    said: list[str] = []
+    run = await asyncio.to_thread(fill_features, home, short, None, said.append)
+    assert rows(run)["market_embedding", "BTC"] == rows(run)["bars", "BTC"] == 300 - 121
+    assert any(f"179 new embeddings by {version}" in line for line in said)
 
 
 def test_beside_a_running_hub_the_online_store_is_left_alone(home: Home, config: HubConfig) -> None:

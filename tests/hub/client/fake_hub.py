@@ -35,7 +35,8 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.respond: Respond = decides()
-        self.bodies: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []  # {} for what is no JSON
+        self.raw: list[bytes] = []
         self.authorizations: list[str | None] = []
         hub = self
 
@@ -43,7 +44,9 @@ class FakeHub:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                hub.raw.append(raw)
+                body = json.loads(raw) if self.headers["Content-Type"] == "application/json" else {}
                 hub.bodies.append(body)
                 hub.authorizations.append(self.headers["Authorization"])
                 with suppress(OSError):  # the client hung up: that is what some tests are about

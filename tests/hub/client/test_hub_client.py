@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -31,7 +33,7 @@ from fake_hub import (
     with_action,
 )
 
-from hub.client import HubClient, Limits, OwnTrade, put_learning_memory
+from hub.client import HubClient, Limits, OwnTrade, Registration, candidate_bytes, put_learning_memory
 from policies.types import Action, Direction
 
 ROOT = Path(__file__).parents[3]
@@ -317,3 +319,61 @@ for n in range(10_000):
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = {json.loads(body)["decision_id"] for (body,) in db.execute("SELECT body FROM waiting")}
     assert kept >= {f"d{n}" for n in reported}
+
+
+# -- registering -------------------------------------------------------------------------------------------------------
+
+
+def accepts(hub: FakeHub, handler: BaseHTTPRequestHandler, body: Any) -> None:
+    sends(200, {"policy_id": "ab" * 32, "alias": "tabnet_v1", "position": 7, "accepted": "recorded"})(
+        hub, handler, body)
+
+
+def test_a_file_is_sent_as_it_is_and_a_folder_as_one_zip_file(
+        hub: FakeHub, client: HubClient, tmp_path: Path) -> None:
+    hub.respond = accepts
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"kind": "rule"}')
+    (folder / "model.onnx").write_bytes(b"\0" * 5_000)
+    file = tmp_path / "candidate.pt"
+    file.write_bytes(candidate_bytes(folder))
+    link = tmp_path / "latest.pt"
+    link.symlink_to(file)
+    for path in (file, link, folder):
+        assert client.register(path) == Registration("ab" * 32, "tabnet_v1", 7)
+    assert hub.raw[0] == hub.raw[1] == hub.raw[2] == file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "manifest.json": b'{"kind": "rule"}', "model.onnx": b"\0" * 5_000}
+
+
+@pytest.mark.parametrize(("respond", "reason", "refused"), [
+    (problem(422, "bundle_refused", "a pickle"), "422 bundle_refused: a pickle", True),
+    (problem(403, "forbidden", "needs ops"), "403 forbidden: needs ops", True),
+    (problem(503, "registration_busy", "come again"), "503 registration_busy: come again", False),
+    (sends(200, {"policy_id": 3}), "an answer without policy_id, alias and position: ['policy_id']", False),
+    (sends(200, b"<html>"), "malformed answer: Expecting value: line 1 column 1 (char 0)", False)])
+def test_what_the_hub_says_against_a_candidate_is_told(
+        hub: FakeHub, client: HubClient, tmp_path: Path, respond: Respond, reason: str, refused: bool) -> None:
+    hub.respond = respond
+    (tmp_path / "candidate.pt").write_bytes(b"\x80\x04")
+    assert client.register(tmp_path / "candidate.pt") == Registration(reason=reason, refused=refused)
+
+
+def test_what_cannot_be_sent_is_told_and_not_sent(hub: FakeHub, client: HubClient, tmp_path: Path) -> None:
+    folder = tmp_path / "candidate"
+    (folder / "inner").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large.pt"
+    with large.open("wb") as file:
+        file.truncate(66 * 2**20)
+    for path, reason in ((folder, "not a plain file"), (tmp_path / "pipe", "not a plain file"),
+                         (tmp_path / "nothing.pt", "No such file"), (large, "larger than the 65 MiB")):
+        told = client.register(path)
+        assert (told.policy_id, told.refused) == ("", True)
+        assert reason in told.reason
+    (folder / "inner").rmdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    assert "not a plain file" in client.register(folder).reason
+    assert hub.raw == []
