@@ -1,12 +1,11 @@
-"""The first trained head: gradient-boosted trees on the feature vector, exported as a closed ONNX graph.
+"""Gradient-boosted trees: the learner, and the first trained head made with it.
 
-Trees are fitted on one slice of time; a later one stops the boosting early and chooses when the head trades at all
-(`min_conf`, `max_p_flat`). What it is worth must therefore be measured on a third, later still.
+Trees are fitted on one slice of time; a later one stops the boosting early, calibrates the scores and chooses when the
+head trades at all (`min_conf`, `max_p_flat`). What it is worth must therefore be measured on a third, later still.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,19 +17,21 @@ import onnx
 from annotated_types import Ge, Gt, Le
 from catboost import CatBoostClassifier
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from policies.bundle import ONNX_FILE, Bundle, Manifest, make_bundle
-from policies.errors import BundleRefused, InvalidInput
-from policies.heads import CLASSES, load_head
-from policies.onnx_graph import PROBABILITIES
-from train.dataset import FLAT, LONG, SHORT, Brackets, Dataset
+from policies.errors import BundleRefused
+from policies.heads import load_head
+from train.calibration import fit_calibration
+from train.dataset import Brackets, Dataset
+from train.learners import SCORES, Heard, Labelled, Layout, Setting, Space
+from train.levels import choose_levels
+from train.softmax import log_loss
+from train.tabular import TABLE, require_every_class, shares, table_graph, table_names, table_of
 
-MIN_CONF_TRIALS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
-MAX_P_FLAT_TRIALS = (0.2, 0.3, 1.0)
-LEAST_TRADES = 30  # on the validation slice, for a trial to be chosen
-AIMED_PROFIT_FACTOR = 2.5  # the ladder asks for 2, and the best of many trials flatters itself
 SERVED_TOLERANCE = 1e-5
+HEARD_EVERY = 10  # trees
+TREES = "TreeEnsembleClassifier"
 
 
 @dataclass(frozen=True)
@@ -51,96 +52,136 @@ class Trained:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class FittedCatBoost:
+    """scores = the trees' sums for each class, before the softmax."""
+
+    layout: Layout
+    model: CatBoostClassifier
+
+    @property
+    def steps(self) -> int:
+        return int(self.model.tree_count_)
+
+    @property
+    def importances(self) -> Mapping[str, float]:
+        """By how much the answers change with each input, as CatBoost counts it from the trees alone."""
+        return shares(table_names(self.layout), np.asarray(self.model.get_feature_importance(), dtype=np.float64))
+
+    def scores(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self.model.predict(table_of(values, self.layout), prediction_type="RawFormulaVal")
+
+    def graph(self) -> ModelProto:
+        return table_graph(self.layout, [_tree_node(self.model)], [], {"ai.onnx.ml": 2})
+
+
+class CatBoostLearner:
+    """Boosting stops when `early_stopping_rounds` trees in a row did not better the validation loss; the trees up to
+    the best are kept. threads: of the fit; they do not change the trees.
+    """
+
+    name, version, uses_window = "catboost", "catboost-1", False
+
+    def __init__(self, iterations: int = 300, early_stopping_rounds: int = 30, threads: int = 2) -> None:
+        self._fixed = {"iterations": iterations, "thread_count": threads, "loss_function": "MultiClass",
+                       "allow_writing_files": False, "verbose": False}
+        self._early_stopping_rounds = early_stopping_rounds
+
+    def space(self) -> Mapping[str, Space]:
+        return {"depth": Space(2, 8, whole=True), "learning_rate": Space(0.02, 0.3, log=True),
+                "l2_leaf_reg": Space(1.0, 100.0, log=True)}
+
+    def defaults(self) -> Mapping[str, Setting]:
+        return {"depth": 5, "learning_rate": 0.1, "l2_leaf_reg": 3.0}
+
+    def fit(self, fit: Labelled, validation: Labelled, layout: Layout, settings: Mapping[str, Setting], seed: int,
+            heard: Heard) -> FittedCatBoost:
+        """`heard` is told the multiclass log loss every HEARD_EVERY trees."""
+        require_every_class("fit", fit)
+        model = CatBoostClassifier(
+            depth=int(settings["depth"]), learning_rate=float(settings["learning_rate"]),
+            l2_leaf_reg=float(settings["l2_leaf_reg"]), random_seed=seed, **self._fixed)
+        told = _Told(heard)
+        model.fit(table_of(fit.values, layout), fit.classes,
+                  eval_set=(table_of(validation.values, layout), validation.classes),
+                  early_stopping_rounds=self._early_stopping_rounds, callbacks=[told])
+        if told.raised is not None:
+            raise told.raised
+        return FittedCatBoost(layout, model)
+
+
+class _Told:
+    """CatBoost's callback. An error of `heard` must not cross its C++: it ends the boosting and is kept for after."""
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
+        self.raised: BaseException | None = None
+
+    def after_iteration(self, info: Any) -> bool:
+        """Whether to go on."""
+        if info.iteration % HEARD_EVERY:
+            return True
+        try:
+            self._heard(info.iteration, float(info.metrics["validation"]["MultiClass"][-1]))
+        except BaseException as error:  # raised again by the fit
+            self.raised = error
+            return False
+        return True
+
+
 def train_catboost(fit: Dataset, validation: Dataset, template: Manifest, brackets: Brackets,
                    settings: CatBoostSettings) -> Trained:
     """The same data and settings give the same bundle, byte for byte.
 
     template: alias, features, groups and whatever `trained_on` the caller knows; kind and levels are set here.
     """
-    for name, part in (("fit", fit), ("validation", validation)):
-        counts = np.bincount(part.classes, minlength=len(CLASSES))
-        if not counts.all():
-            raise InvalidInput(f"{name}.classes", "at least one row of short, flat and long", counts.tolist())
-    model = CatBoostClassifier(
-        loss_function="MultiClass", depth=settings.depth, iterations=settings.iterations,
-        learning_rate=settings.learning_rate, random_seed=settings.seed, thread_count=settings.thread_count,
-        allow_writing_files=False, verbose=False)
-    model.fit(_float32(fit), fit.classes, eval_set=(_float32(validation), validation.classes),
-              early_stopping_rounds=settings.early_stopping_rounds)
-    probabilities = model.predict_proba(_float32(validation))
-    trials = level_trials(probabilities, validation)
-    chosen = choose_trial(trials)
+    layout = Layout(template.features, template.optional_features)
+    learnt, checked = _labelled(fit), _labelled(validation)
+    require_every_class("validation", checked)
+    learner = CatBoostLearner(settings.iterations, settings.early_stopping_rounds, settings.thread_count)
+    chosen_settings = {**learner.defaults(), "depth": settings.depth, "learning_rate": settings.learning_rate}
+    fitted = learner.fit(learnt, checked, layout, chosen_settings, settings.seed, lambda step, loss: None)
+    scores = fitted.scores(checked.values)
+    calibration = fit_calibration(scores, checked.classes)
+    probabilities = calibration.probabilities(scores)
+    levels = choose_levels(probabilities, validation.long_return, validation.short_return)
     manifest = replace(
         template, kind="onnx_classifier",
         parameters={"leverage": brackets.leverage, "tp_pct": brackets.tp_pct, "sl_pct": brackets.sl_pct,
-                    "min_conf": chosen["min_conf"], "max_p_flat": chosen["max_p_flat"]},
+                    "min_conf": levels.min_conf, "max_p_flat": levels.max_p_flat},
         trained_on={**template.trained_on, "settings": asdict(settings), "brackets": asdict(brackets),
-                    "fit": _span(fit), "validation": _span(validation), "trees": int(model.tree_count_),
-                    "trials": trials},
+                    "fit": _span(fit), "validation": _span(validation), "trees": fitted.steps,
+                    "trials": list(levels.trials)},
         files={})
-    bundle = make_bundle(manifest, {ONNX_FILE: export_onnx(model)})
+    graph = calibration.append_to(fitted.graph())
+    bundle = make_bundle(manifest, {ONNX_FILE: graph.SerializeToString(deterministic=True)})
     _require_served_as_trained(bundle, probabilities[:200], validation.values[:200])
-    metrics = {"trees": float(model.tree_count_), "validation_log_loss": _log_loss(probabilities, validation.classes),
-               **{f"validation_{name}": value for name, value in chosen.items()}}
+    metrics = {"trees": float(fitted.steps), "validation_log_loss": log_loss(probabilities, validation.classes),
+               **{f"validation_{name}": value for name, value in levels.chosen.items()}}
     return Trained(bundle, metrics)
 
 
-def export_onnx(model: CatBoostClassifier) -> bytes:
-    """The model as one graph from rows to a float32 tensor `probabilities`.
+def _tree_node(model: CatBoostClassifier) -> NodeProto:
+    """The model's trees as one node from TABLE to SCORES.
 
-    CatBoost's own export ends in a map from class names to numbers and carries the time of training; both are dropped,
-    the second because a bundle's id must depend on nothing but what was learnt.
+    CatBoost's own export ends in probabilities in a map from class names, and carries the time of training. All are
+    dropped, the last because a bundle's id must depend on nothing but what was learnt.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
         model.save_model(str(path), format="onnx")
-        graph = onnx.load_model(str(path), load_external_data=False)
-    trees = next(node for node in graph.graph.node if node.op_type == "TreeEnsembleClassifier")
-    trees.output[1] = PROBABILITIES
-    del graph.graph.node[:], graph.graph.output[:], graph.metadata_props[:]
-    graph.graph.node.append(trees)
-    graph.graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", len(CLASSES)]))
-    return graph.SerializeToString(deterministic=True)
+        graph = onnx.load_model(str(path), load_external_data=False).graph
+    trees = next(node for node in graph.node if node.op_type == TREES)
+    kept = [attribute for attribute in trees.attribute if attribute.name != "post_transform"]
+    node = helper.make_node(TREES, [TABLE], ["label", SCORES], domain="ai.onnx.ml")
+    node.attribute.extend([*kept, helper.make_attribute("post_transform", "NONE")])
+    return node
 
 
-def chosen_directions(probabilities: NDArray[np.float64], min_conf: float, max_p_flat: float) -> NDArray[np.int64]:
-    """(N,) +1, -1 or 0: the rule of `policies.heads` over many rows at once."""
-    p_short, p_flat, p_long = probabilities[:, SHORT], probabilities[:, FLAT], probabilities[:, LONG]
-    directed = p_short + p_long
-    confidence = np.maximum(p_short, p_long) / np.where(directed > 0, directed, 1.0)
-    trades = (p_long != p_short) & (confidence >= min_conf) & (p_flat <= max_p_flat)
-    return np.where(trades, np.sign(p_long - p_short), 0.0).astype(np.int64)
-
-
-def level_trials(probabilities: NDArray[np.float64], rows: Dataset) -> list[dict[str, float]]:
-    """For each pair of levels: trades, their mean net return on margin, that mean in standard errors (`score`), and the
-    profit factor (0 if there is no loss to divide by).
-
-    Every row counts as a trade of its own, so trades overlap: scores compare trials, they prove nothing.
-    """
-    trials = []
-    for min_conf, max_p_flat in itertools.product(MIN_CONF_TRIALS, MAX_P_FLAT_TRIALS):
-        directions = chosen_directions(probabilities, min_conf, max_p_flat)
-        earned = np.where(directions > 0, rows.long_return, rows.short_return)[directions != 0]
-        error = float(earned.std() / np.sqrt(len(earned))) if len(earned) > 1 else 0.0
-        mean = float(earned.mean()) if len(earned) else 0.0
-        loss = -float(earned[earned < 0].sum())
-        trials.append({"min_conf": min_conf, "max_p_flat": max_p_flat, "trades": float(len(earned)), "mean": mean,
-                       "score": mean / error if error > 0 else 0.0,
-                       "profit_factor": float(earned[earned > 0].sum()) / loss if loss > 0 else 0.0})
-    return trials
-
-
-def choose_trial(trials: list[dict[str, float]]) -> dict[str, float]:
-    """The best score among trials with enough trades and the aimed profit factor; the first of equals.
-
-    Where none has that profit factor, the best score with enough trades; where none has enough, the one with most.
-    """
-    enough = [trial for trial in trials if trial["trades"] >= LEAST_TRADES]
-    if not enough:
-        return max(trials, key=lambda trial: trial["trades"])
-    aimed = [trial for trial in enough if trial["profit_factor"] >= AIMED_PROFIT_FACTOR]
-    return max(aimed or enough, key=lambda trial: trial["score"])
+def _labelled(dataset: Dataset) -> Labelled:
+    """In float32, what serving feeds the graph with, so that no value falls on another side of a split."""
+    return Labelled(dataset.values.astype(np.float32), dataset.classes.astype(np.int64),
+                    np.column_stack([dataset.long_return, dataset.short_return]))
 
 
 def _require_served_as_trained(bundle: Bundle, trained: NDArray[np.float64], values: NDArray[np.float64]) -> None:
@@ -148,15 +189,6 @@ def _require_served_as_trained(bundle: Bundle, trained: NDArray[np.float64], val
     if not worst <= SERVED_TOLERANCE:
         raise BundleRefused(f"{bundle.manifest.alias}: served and trained probabilities differ by {worst:.2g}, "
                             f"more than {SERVED_TOLERANCE:g}")
-
-
-def _float32(dataset: Dataset) -> NDArray[np.float32]:
-    """What serving feeds the graph with, so that no value falls on another side of a split."""
-    return dataset.values.astype(np.float32)
-
-
-def _log_loss(probabilities: NDArray[np.float64], classes: NDArray[np.int8]) -> float:
-    return float(-np.log(np.maximum(probabilities[np.arange(len(classes)), classes], 1e-15)).mean())
 
 
 def _span(dataset: Dataset) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from feature_repo.definitions import LABEL_NAMES
 from feature_repo.features import DECISION_V1
 from feature_repo.market import KINDS, Market
 from feature_repo.store import FeatureRepo
-from policies.bundle import Bundle, Manifest, make_bundle
+from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.checks import require_sound
 from policies.errors import HubError
 from policies.fills import Costs
@@ -39,7 +39,8 @@ from train.dataset import (
     classes_of,
     split_by_time,
 )
-from train.tracking import code_version, log_training
+from train.plots import equity_png
+from train.tracking import Tracker, code_version
 from train.training_set import (
     Progress,
     bars_until,
@@ -106,9 +107,14 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
         require_sound(head, held_out.values[:64])
         report = backtest(head, bars, unseen, settings.brackets.horizon_bars, settings.costs)
         progress(_described(bundle, report))
-        log_training(home, EXPERIMENT, bundle, {"symbols": ",".join(bars), "rows": len(dataset)},
-                     {**metrics, **{f"backtest_{n}": v for n, v in report.metrics().items()}}, report.record.returns,
-                     now_ms)
+        curve = {bundle.manifest.alias: (np.array([trade.exit_time_ms for trade in report.trades], np.int64),
+                                         np.array([trade.net_return for trade in report.trades]))}
+        Tracker(home, EXPERIMENT).log(
+            bundle.manifest.alias, now_ms,
+            {**bundle.manifest.parameters, "symbols": ",".join(bars), "rows": len(dataset)},
+            {**metrics, **{f"backtest_{n}": v for n, v in report.metrics().items()}},
+            {f"{bundle.manifest.alias}.pt": pack_bundle(bundle), "equity.png": equity_png("held-out slice", curve)},
+            {"policy_id": bundle.policy_id, "kind": bundle.manifest.kind})
         write_packed(packed_path(home, bundle), bundle)
     return [baseline, trained.bundle]
 

@@ -4,68 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-
-from policies.bundle import Bundle, pack_bundle
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 ROOMS = ("policies", "feature_repo", "train")
-_WIDTH, _HEIGHT = 800, 240
+LONGEST_PARAMETER = 500  # characters that MLflow shows and all of its stores admit
 
 
-def log_training(home: Path, experiment: str, bundle: Bundle, parameters: Mapping[str, object],
-                 metrics: Mapping[str, float], net_returns: Sequence[float], now_ms: int) -> str:
-    """Record one training; the id of its run.
+class Tracker:
+    """One experiment of the home's MLflow. A run that is written again under the same name and job is one run."""
 
-    net_returns: of the backtest's trades in order, over equity; drawn as a curve. now_ms: when the run began.
-    """
-    folder = home / "mlflow"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.sqlite'}")
-    known = client.get_experiment_by_name(experiment)
-    experiment_id = known.experiment_id if known else client.create_experiment(
-        experiment, artifact_location=(folder / "artifacts").as_uri())
-    run_id: str = client.create_run(experiment_id, start_time=now_ms, run_name=bundle.manifest.alias,
-                                    tags={"policy_id": bundle.policy_id, "kind": bundle.manifest.kind}).info.run_id
-    try:
-        both = {**bundle.manifest.parameters, **parameters}
-        client.log_batch(run_id, [Metric(name, figure, now_ms, 0) for name, figure in metrics.items()],
-                         [Param(name, str(value)) for name, value in both.items()])
-        with tempfile.TemporaryDirectory() as artifacts:
-            packed, curve = Path(artifacts) / f"{bundle.manifest.alias}.pt", Path(artifacts) / "equity.svg"
-            packed.write_bytes(pack_bundle(bundle))
-            curve.write_text(equity_svg(net_returns, f"{bundle.manifest.alias}: net return over equity, percent"))
-            client.log_artifact(run_id, str(packed))
-            client.log_artifact(run_id, str(curve))
-    except BaseException:
-        client.set_terminated(run_id, status="FAILED")
-        raise
-    client.set_terminated(run_id)
-    return run_id
+    def __init__(self, home: Path, experiment: str) -> None:
+        folder = home / "mlflow"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._client = MlflowClient(f"sqlite:///{folder / 'mlflow.sqlite'}")
+        known = self._client.get_experiment_by_name(experiment)
+        self._experiment_id = known.experiment_id if known else self._client.create_experiment(
+            experiment, artifact_location=(folder / "artifacts").as_uri())
 
+    def known(self, name: str, job: str) -> str | None:
+        """The finished run of this name and job, if there is one."""
+        wanted = f"tags.job = '{job}' and attributes.status = 'FINISHED'"
+        found = self._client.search_runs([self._experiment_id], wanted)
+        return next((run.info.run_id for run in found if run.info.run_name == name), None)
 
-def equity_svg(net_returns: Sequence[float], title: str) -> str:
-    """The running sum of returns as a line, trade by trade, in percent."""
-    sums = 100.0 * np.concatenate([[0.0], np.cumsum(net_returns)])
-    low, high = float(sums.min()), float(sums.max())
-    x = np.linspace(50, _WIDTH - 10, len(sums))
-    y = _HEIGHT - 20 - (sums - low) / max(high - low, 1e-9) * (_HEIGHT - 50)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    text = 'font-family="sans-serif" font-size="12"'
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
-            f'<text x="50" y="16" {text}>{title}</text>'
-            f'<text x="4" y="36" {text}>{high:.2f}</text><text x="4" y="{_HEIGHT - 18}" {text}>{low:.2f}</text>'
-            f'<polyline points="{points}" fill="none" stroke="#1f6feb" stroke-width="1.5"/></svg>')
+    def log(self, name: str, now_ms: int, parameters: Mapping[str, object], metrics: Mapping[str, float],
+            files: Mapping[str, bytes], tags: Mapping[str, str] | None = None, parent: str | None = None) -> str:
+        """Record one run; its id. now_ms: when it began. files: artefacts by name. parent: whose part it is."""
+        every_tag = dict(tags or {}) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+        run_id: str = self._client.create_run(self._experiment_id, start_time=now_ms, run_name=name,
+                                              tags=every_tag).info.run_id
+        try:
+            self._client.log_batch(run_id, [Metric(key, figure, now_ms, 0) for key, figure in metrics.items()],
+                                   [Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()])
+            with tempfile.TemporaryDirectory() as artefacts:
+                for file, content in files.items():
+                    (Path(artefacts) / file).write_bytes(content)
+                self._client.log_artifacts(run_id, artefacts)
+        except BaseException:
+            self._client.set_terminated(run_id, status="FAILED")
+            raise
+        self._client.set_terminated(run_id)
+        return run_id
 
 
 def code_version() -> str:
     """SHA-256 over the sources that features, labels and training come from."""
     root = Path(__file__).resolve().parent.parent
     whole = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (root / room).glob("*.py")):
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
         whole.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return whole.hexdigest()

@@ -10,10 +10,13 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from policies.bars import Bars
+from policies.bundle import Manifest, make_bundle
+from policies.errors import InvalidInput
 from policies.fills import Costs, simulate_brackets
+from policies.heads import Levels, load_head
 from policies.track_record import TrackRecord
 from policies.types import Action, Context, Direction, Proposal
-from train.backtest import BacktestReport, backtest
+from train.backtest import BacktestReport, backtest, backtest_probabilities, score_levels
 from train.dataset import FeatureRows
 
 MINUTE = 60_000
@@ -117,3 +120,64 @@ def test_no_trades_give_figures_without_a_profit_factor() -> None:
     bars, rows = market()
     flat = {s: FeatureRows(r.event_time_ms, np.zeros_like(r.values)) for s, r in rows.items()}
     assert run(bars, flat).metrics() == {"trades": 0.0, "max_drawdown_percent": 0.0, "net_return_percent": 0.0}
+
+
+CHOICES = (Levels(), Levels(min_conf=0.62), Levels(max_p_flat=0.25), Levels(10.0, 0.003, 0.002, 0.55, 0.4, 0.004),
+           Levels(min_conf=1.0, max_p_flat=0.0))
+
+
+def answers(rows: dict[str, FeatureRows]) -> dict[str, NDArray[np.float64]]:
+    """Probabilities of any kind; some rows are undecided."""
+    rng = np.random.default_rng(9)
+    drawn = {symbol: rng.dirichlet([1.0, 0.7, 1.0], len(part)) for symbol, part in rows.items()}
+    for part in drawn.values():
+        part[::7] = (0.3, 0.4, 0.3)
+        part[::11] = (0.0, 1.0, 0.0)
+    return drawn
+
+
+class RecitingHead:
+    """Answers the probabilities that stand in the row, by the rule of every head."""
+
+    policy_id = "0" * 64
+    features = ("p_short", "p_flat", "p_long")
+
+    def __init__(self, levels: Levels) -> None:
+        parameters = {name: getattr(levels, name) for name in Levels.RANGES}
+        self._head = load_head(make_bundle(Manifest(kind="momentum_rule", alias="m", features=("z",),
+                                                    inputs={"momentum": "z"}, parameters=parameters), {}))
+
+    def propose(self, context: Context) -> Proposal:
+        self._head._probabilities = lambda row: np.array(context.features)  # type: ignore[attr-defined]
+        return self._head.propose(dataclasses.replace(context, features=(0.0,)))
+
+
+@pytest.mark.parametrize("levels", CHOICES)
+def test_probabilities_of_a_batch_give_the_report_of_asking_row_by_row(levels: Levels) -> None:
+    bars, rows = market()
+    told = {symbol: FeatureRows(rows[symbol].event_time_ms, part) for symbol, part in answers(rows).items()}
+    slow = backtest(RecitingHead(levels), bars, told, 10, Costs())  # type: ignore[arg-type]
+    fast = backtest_probabilities(levels, bars, {symbol: part.event_time_ms for symbol, part in told.items()},
+                                  {symbol: part.values for symbol, part in told.items()}, 10, Costs())
+    assert fast == slow
+    assert levels.min_conf == 1.0 or len(slow.trades) > 20
+
+
+def test_scores_of_many_levels_are_those_of_their_reports() -> None:
+    bars, rows = market(3)
+    times, told = {symbol: part.event_time_ms for symbol, part in rows.items()}, answers(rows)
+    scores = score_levels(CHOICES, bars, times, told, 10, Costs())
+    for place, levels in enumerate(CHOICES):
+        record = backtest_probabilities(levels, bars, times, told, 10, Costs()).record
+        assert scores.trades[place] == record.trades
+        assert scores.max_drawdown_percent[place] == record.max_drawdown_percent
+        assert scores.net_return_percent[place] == 100.0 * sum(record.returns)
+        np.testing.assert_equal(scores.profit_factor[place], record.profit_factor)
+
+
+def test_probabilities_that_are_none_are_refused() -> None:
+    bars, rows = market()
+    told = answers(rows)
+    told["ETH"][5, 0] = np.nan
+    with pytest.raises(InvalidInput, match="probabilities"):
+        backtest_probabilities(Levels(), bars, {s: part.event_time_ms for s, part in rows.items()}, told, 10, Costs())

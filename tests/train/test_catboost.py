@@ -6,22 +6,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+from labelled_rows import LAYOUT, gain_over_chance, labelled_rows, served_scores
 
 from policies.bundle import Manifest, pack_bundle, read_bundle
 from policies.checks import check_policy
 from policies.errors import InvalidInput
-from policies.heads import CLASSES, load_head
-from policies.types import Context, Direction, Portfolio
-from train.catboost import (
-    CatBoostSettings,
-    Trained,
-    choose_trial,
-    chosen_directions,
-    level_trials,
-    train_catboost,
-)
+from policies.heads import load_head
+from train.calibration import expected_calibration_error
+from train.catboost import CatBoostLearner, CatBoostSettings, FittedCatBoost, Trained, train_catboost
 from train.dataset import FLAT, LONG, SHORT, Brackets, Dataset
+from train.softmax import log_loss, softmax
 
+LEARNER = CatBoostLearner(iterations=60)
 SETTINGS = CatBoostSettings(depth=4, iterations=40, learning_rate=0.2)
 TEMPLATE = Manifest("momentum_rule", "trees_v1", ("a", "b", "c"), optional_features=("c",), trained_on={"seed": 1})
 
@@ -36,6 +32,15 @@ def rows(n: int, seed: int, signal: float = 1.0) -> Dataset:
     classes = np.where(np.maximum(long, short) <= 0, FLAT, np.where(long >= short, LONG, SHORT)).astype(np.int8)
     times = np.arange(n, dtype=np.int64) * 60_000
     return Dataset(np.full(n, "BTC"), times, values, times + 60_000, classes, long, short)
+
+
+def ignored(step: int, loss: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedCatBoost:
+    return LEARNER.fit(labelled_rows(2_000, 1), labelled_rows(1_000, 2), LAYOUT, LEARNER.defaults(), 7, ignored)
 
 
 @pytest.fixture(scope="module")
@@ -72,43 +77,6 @@ def test_the_manifest_says_what_it_was_trained_on_with_every_trial(trained: Trai
     assert trained.bundle.manifest.optional_features == ("c",)
 
 
-def test_the_rule_over_many_rows_is_the_heads_own_rule(trained: Trained) -> None:
-    levels = {"min_conf": 0.6, "max_p_flat": 0.3}
-    manifest = dataclasses.replace(trained.bundle.manifest,
-                                   parameters={**trained.bundle.manifest.parameters, **levels})
-    head = load_head(dataclasses.replace(trained.bundle, manifest=manifest))
-    values = rows(300, 5).values
-    signs = chosen_directions(head.predict(values), **levels)
-    proposed = [head.propose(Context("BTC", "momentum", 0, tuple(row), {}, Portfolio(1e4))).action.direction.sign
-                for row in values]
-    assert signs.tolist() == proposed
-    assert set(proposed) == {-1, 0, 1}
-
-
-def test_a_trial_is_judged_by_what_its_trades_earned() -> None:
-    part = rows(500, 6)
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), 500)
-    for trial in level_trials(probabilities, part):
-        earned = []
-        for (p_short, p_flat, p_long), long, short in zip(probabilities, part.long_return, part.short_return,
-                                                          strict=True):
-            if max(p_short, p_long) / (p_short + p_long) >= trial["min_conf"] and p_flat <= trial["max_p_flat"]:
-                earned.append(long if p_long > p_short else short)
-        assert trial["trades"] == len(earned)
-        assert trial["mean"] == pytest.approx(np.mean(earned))
-        assert trial["score"] == pytest.approx(np.mean(earned) / (np.std(earned) / len(earned) ** 0.5))
-
-
-def test_the_chosen_trial_reaches_the_aim_if_one_does_and_never_rests_on_few_trades() -> None:
-    def trial(trades: float, score: float, profit_factor: float) -> dict[str, float]:
-        return {"trades": trades, "score": score, "profit_factor": profit_factor}
-
-    few, aimed, strong = trial(5, 99, 99), trial(50, 3, 2.6), trial(500, 9, 1.4)
-    assert choose_trial([few, aimed, strong]) is aimed
-    assert choose_trial([few, strong]) is strong
-    assert choose_trial([few, trial(2, 100, 100)]) is few
-
-
 def test_rows_that_lack_a_class_are_refused() -> None:
     part = rows(100, 1)
     without_flat = part.take(np.flatnonzero(part.classes != FLAT))
@@ -116,5 +84,63 @@ def test_rows_that_lack_a_class_are_refused() -> None:
         train_catboost(without_flat, part, TEMPLATE, Brackets(), SETTINGS)
 
 
-def test_classes_are_places_in_the_heads_order() -> None:
-    assert (CLASSES[SHORT], CLASSES[FLAT], CLASSES[LONG]) == (Direction.SHORT, Direction.FLAT, Direction.LONG)
+def test_probabilities_of_the_bundle_hold_on_later_rows(trained: Trained) -> None:
+    fresh = rows(3_000, 8)
+    probabilities = load_head(trained.bundle).predict(fresh.values)
+    assert expected_calibration_error(probabilities, fresh.classes) < 0.08
+
+
+def test_served_scores_are_the_fitted_ones_with_missing_features(fitted: FittedCatBoost) -> None:
+    fresh = labelled_rows(1_000, 9)
+    assert np.isnan(fresh.values).any()
+    np.testing.assert_allclose(served_scores(fitted.graph(), fresh.values), fitted.scores(fresh.values), atol=1e-5)
+
+
+def test_a_window_in_the_row_is_not_read_and_an_embedding_is() -> None:
+    layout = dataclasses.replace(LAYOUT, embedding=2, window_bars=3)
+    model = LEARNER.fit(labelled_rows(500, 1, layout=layout), labelled_rows(200, 2, layout=layout), layout,
+                        LEARNER.defaults(), 7, ignored)
+    fresh = labelled_rows(200, 9, layout=layout).values
+    other = fresh.copy()
+    other[:, layout.window] = 1e6
+    np.testing.assert_allclose(served_scores(model.graph(), other), model.scores(fresh), atol=1e-5)
+    assert set(model.importances) == {*LAYOUT.features, "embedding_0", "embedding_1"}
+
+
+def test_the_same_seed_gives_the_same_graph_whatever_the_threads(fitted: FittedCatBoost) -> None:
+    again = CatBoostLearner(iterations=60, threads=1).fit(
+        labelled_rows(2_000, 1), labelled_rows(1_000, 2), LAYOUT, LEARNER.defaults(), 7, ignored)
+    assert again.graph().SerializeToString(deterministic=True) == fitted.graph().SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_learns_what_is_there_and_makes_nothing_of_noise(seed: int) -> None:
+    assert gain_over_chance(LEARNER, 1.0, seed) > 0.05
+    assert gain_over_chance(LEARNER, 0.0, seed) < 0.004
+
+
+def test_importances_are_shares_and_the_feature_that_pays_has_the_most(fitted: FittedCatBoost) -> None:
+    assert sum(fitted.importances.values()) == pytest.approx(1)
+    assert max(fitted.importances, key=lambda name: fitted.importances[name]) == "a"
+
+
+def test_whoever_listens_is_told_the_validation_loss_and_may_end_the_fit() -> None:
+    told: list[tuple[int, float]] = []
+
+    def heard(step: int, loss: float) -> None:
+        told.append((step, loss))
+        if step >= 20:
+            raise StopIteration("enough")
+
+    fit, validation = labelled_rows(2_000, 1), labelled_rows(1_000, 2)
+    with pytest.raises(StopIteration, match="enough"):
+        LEARNER.fit(fit, validation, LAYOUT, LEARNER.defaults(), 7, heard)
+    assert [step for step, _ in told] == [10, 20]
+    stopped = CatBoostLearner(iterations=20).fit(fit, validation, LAYOUT, LEARNER.defaults(), 7, ignored)
+    assert stopped.steps == 20
+    assert told[-1][1] == pytest.approx(log_loss(softmax(stopped.scores(validation.values)), validation.classes))
+
+
+def test_defaults_lie_in_the_space() -> None:
+    assert LEARNER.space().keys() == LEARNER.defaults().keys()
+    assert all(space.low <= float(LEARNER.defaults()[name]) <= space.high for name, space in LEARNER.space().items())

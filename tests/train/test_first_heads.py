@@ -72,7 +72,7 @@ def test_each_head_is_logged_with_its_backtest_and_its_bundle(training: Training
         assert run.info.status == "FINISHED"
         assert {"backtest_trades", "backtest_max_drawdown_percent"} <= set(run.data.metrics)
         names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert names == {f"{run.info.run_name}.pt", "equity.svg"}
+        assert names == {f"{run.info.run_name}.pt", "equity.png"}
 
 
 def test_progress_is_told_in_words(training: Training) -> None:

@@ -1,0 +1,42 @@
+"""Ray for training: the cluster that RAY_ADDRESS names, or one of this machine that ends with the job.
+
+Ray of this machine is reached on loopback only. A hub that runs beside has its own Ray and notices nothing of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def ray_cluster(cpus: int | None = None) -> Iterator[int]:
+    """Connect for the length of the job; yields how many fits may run at once. cpus: of this machine; None: all."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # One thread a fit: several run side by side, and a sum must not depend on how many threads made it.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    import ray  # reads its variables when it is imported
+
+    outside = os.environ.get("RAY_ADDRESS")
+    sessions = None if outside else Path(tempfile.mkdtemp(prefix="train-ray-"))
+    try:
+        if outside:
+            ray.init(address=outside, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address="local", num_cpus=cpus or os.cpu_count() or 1, include_dashboard=False,
+                     log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1",
+                     _temp_dir=str(sessions), object_store_memory=512 * 2**20)
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+        if sessions is not None:
+            shutil.rmtree(sessions, ignore_errors=True)

@@ -1,0 +1,161 @@
+"""What a search leaves for people: runs in MLflow with figures and pictures, a report, a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from policies.bundle import pack_bundle
+from policies.embedder import version_of
+from reports.report import Plot, write_report
+from train.jobs import Arrays
+from train.plots import calibration_png, drawdown_png, equity_png, importances_png, search_png
+from train.retrain import Candidate, Retrained
+from train.supervised import PLANS
+from train.tracking import Tracker
+
+EXPERIMENT = "retrain_sup"
+COLUMNS = ("head", "baseline", "trades", "profit factor", "drawdown %", "expectancy bp", "deflated Sharpe", "PBO",
+           "served ms", "training s", "passed")
+
+
+def log_to_mlflow(home: Path, retrained: Retrained, now_ms: int) -> dict[str, str]:
+    """One run for the search and one below it for each candidate and the embedder; ids by name. A search that is there
+    already is not written again.
+    """
+    tracker = Tracker(home, EXPERIMENT)
+    runs: dict[str, str] = {}
+    whole = f"search_{retrained.key[:6]}"
+    runs[whole] = tracker.known(whole, retrained.key) or tracker.log(
+        whole, now_ms, _parameters(retrained),
+        {"trials_counted": float(retrained.trials), "candidates": float(len(retrained.candidates)),
+         "passed": float(sum(one.passed for one in retrained.candidates))},
+        {"equity.png": equity_png("walk-forward", {c.name: _curve(c.trades) for c in retrained.candidates}),
+         "sweep.png": search_png("searches, crosses were ended early", _losses(retrained))},
+        {"job": retrained.key, "role": "search"})
+    for candidate in retrained.candidates:
+        runs[candidate.name] = tracker.known(candidate.name, retrained.key) or tracker.log(
+            candidate.name, now_ms, {**_parameters(retrained), **_settings(candidate)}, figures(candidate),
+            _pictures(candidate, retrained),
+            {"job": retrained.key, "policy_id": candidate.bundle.policy_id, "kind": candidate.bundle.manifest.kind,
+             "passed": str(candidate.passed).lower()}, runs[whole])
+    if retrained.embedder is not None:
+        runs["embedder"] = tracker.known("embedder", retrained.key) or tracker.log(
+            "embedder", now_ms, {"version": version_of(retrained.embedder.policy_id)},
+            {f"{row['channel']}_{name}": float(row[name]) for row in retrained.reconstruction
+             for name in ("mae", "mean", "interpolation", "gain_over_mean", "gain_over_interpolation")},
+            {f"{retrained.embedder.manifest.alias}.pt": pack_bundle(retrained.embedder)},
+            {"job": retrained.key, "policy_id": retrained.embedder.policy_id, "kind": "window_encoder"}, runs[whole])
+    return runs
+
+
+def figures(candidate: Candidate) -> dict[str, float]:
+    """Every figure of a judgement that is a number, by its name in MLflow."""
+    judgement = candidate.judgement
+    head = judgement.head
+    found: dict[str, float | None] = {
+        "trades": float(head.trades), "profit_factor": head.profit_factor,
+        "profit_factor_low": head.profit_factor_interval.low, "profit_factor_high": head.profit_factor_interval.high,
+        "max_drawdown_percent": head.max_drawdown_percent, "expectancy": head.expectancy,
+        "expectancy_low": head.expectancy_interval.low, "expectancy_high": head.expectancy_interval.high,
+        "sharpe_per_block": head.sharpe, "deflated_sharpe": judgement.deflated_sharpe,
+        "probabilistic_sharpe": judgement.probabilistic_sharpe, "overfitting": judgement.overfitting,
+        "loss_probability": judgement.loss_probability, "trials": float(judgement.trials),
+        "baseline_difference": judgement.difference, "served_ms": candidate.served_ms,
+        "training_s": candidate.training_s, "passed": float(candidate.passed)}
+    return {name: figure for name, figure in found.items() if figure is not None and math.isfinite(figure)}
+
+
+def table_of(retrained: Retrained) -> Table:
+    """For a terminal, best first."""
+    settings, grid = retrained.settings, retrained.grid
+    days = (grid.stop_ms - grid.start_ms) / 86_400_000
+    shown = Table(*COLUMNS, title=f"walk-forward over {days:.1f} days, {settings.folds} folds, {settings.seeds} "
+                                  f"seed{'s' if settings.seeds > 1 else ''}; {retrained.trials} trials counted")
+    for row in rows_of(retrained):
+        shown.add_row(*(str(row[column]) for column in COLUMNS))
+    return shown
+
+
+def rows_of(retrained: Retrained) -> list[dict[str, Any]]:
+    """The table's cells, as text."""
+    return [_row(candidate) for candidate in retrained.candidates]
+
+
+def write_page(home: Path, retrained: Retrained, notes: Mapping[str, Any]) -> Path:
+    """HOME/reports/retrain_sup.json and its page."""
+    curves = {c.name: [(t / 3_600_000, float(s)) for t, s in zip(
+        c.trades["exit_time_ms"], 100 * np.cumsum(c.trades["net_return"]), strict=True)] for c in retrained.candidates}
+    content = {
+        "heads": [{**figures(c), "head": c.name, "baseline": c.baseline, "policy_id": c.bundle.policy_id,
+                   "missed": list(c.missed)} for c in retrained.candidates],
+        "table": rows_of(retrained), "sweeps": {name: [
+            {"number": t.number, "state": t.state, "steps": t.steps, "loss": t.loss, "settings": dict(t.settings)}
+            for t in trials] for name, trials in retrained.sweeps.items()},
+        "reconstruction": [dict(row) for row in retrained.reconstruction], "search": _parameters(retrained),
+        **notes}
+    plot = Plot("walk-forward: net return over equity, percent", "hour", "percent", curves)
+    return write_report(home / "reports", "retrain_sup", content, [plot])
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    judgement, head = candidate.judgement, candidate.judgement.head
+    interval = head.profit_factor_interval
+    return dict(zip(COLUMNS, (
+        candidate.name, candidate.baseline or "-", head.trades,
+        f"{head.profit_factor:.2f} ({interval.low:.2f} to {interval.high:.2f})", f"{head.max_drawdown_percent:.2f}",
+        f"{1e4 * head.expectancy:+.2f}", f"{judgement.deflated_sharpe:.3f}",
+        "-" if judgement.overfitting is None else f"{judgement.overfitting:.2f}", f"{candidate.served_ms:.3f}",
+        f"{candidate.training_s:.0f}", "yes" if candidate.passed else "no"), strict=True))
+
+
+def _pictures(candidate: Candidate, retrained: Retrained) -> dict[str, bytes]:
+    name, curve = candidate.name, {candidate.name: _curve(candidate.trades)}
+    baseline = next((one for one in retrained.candidates if one.name == candidate.baseline), None)
+    if baseline is not None:
+        curve[baseline.name] = _curve(baseline.trades)
+    files = {f"{candidate.bundle.manifest.alias}.pt": pack_bundle(candidate.bundle),
+             "equity.png": equity_png(f"{name}: walk-forward after costs", curve),
+             "drawdown.png": drawdown_png(f"{name}: walk-forward", curve)}
+    bins = [fold["calibration"] for fold in candidate.folds if "calibration" in fold]
+    if bins:
+        said, happened, rows = ([value for one in bins for value in one[key]] for key in ("said", "happened", "rows"))
+        files["calibration.png"] = calibration_png(f"{name}: test rows, every class", said, happened, rows)
+    importances = candidate.folds[-1].get("importances") if candidate.folds else None
+    if importances:
+        files["importances.png"] = importances_png(f"{name}: final fit", importances)
+    if name in PLANS and (trials := _losses(retrained).get(_swept(retrained, name))):
+        files["sweep.png"] = search_png(f"{name}: search", {name: trials})
+    return files
+
+
+def _swept(retrained: Retrained, name: str) -> str:
+    """Whose search its settings come from."""
+    return next((plain for plain in retrained.sweeps if PLANS[plain].learner == PLANS[name].learner), "")
+
+
+def _losses(retrained: Retrained) -> dict[str, list[tuple[int, float, str]]]:
+    return {name: [(t.number, t.loss, t.state) for t in trials if t.loss is not None]
+            for name, trials in retrained.sweeps.items()}
+
+
+def _curve(trades: Arrays) -> tuple[Any, Any]:
+    return trades["exit_time_ms"], trades["net_return"]
+
+
+def _parameters(retrained: Retrained) -> dict[str, object]:
+    settings = retrained.settings
+    return {"coins": ",".join(settings.symbols), "window": settings.window_bars, "lookback": settings.lookback_bars,
+            "heads": ",".join(settings.heads), "trials": settings.trials, "seeds": settings.seeds,
+            "folds": settings.folds, "size": settings.size, "seed": settings.seed, "key": retrained.key,
+            "test_from_ms": retrained.grid.start_ms, "test_until_ms": retrained.grid.stop_ms}
+
+
+def _settings(candidate: Candidate) -> dict[str, object]:
+    found = candidate.folds[0].get("settings", {}) if candidate.folds else {}
+    return {**{f"setting_{name}": value for name, value in found.items()}, **candidate.bundle.manifest.parameters}

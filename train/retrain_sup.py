@@ -1,0 +1,204 @@
+"""`make retrain_sup`: search for better supervised heads, judge them, and hand the best one to the running hub.
+
+    python -m train.retrain_sup --home var --coins SOL,BTC --window 60 --lookback 25200
+
+Ends with 0 when candidates were made and the best was handed over or no hub runs; 1 if something failed; 2 for wrong
+arguments; 3, with --strict, if the best did not pass the judgement (it is not handed over then); 4 if a hub runs and
+refused it; 130 when interrupted. The same command again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from feature_repo.features import HOUR_MS
+from feature_repo.market import KINDS, Market, replay_range
+from feature_repo.store import FeatureRepo
+from policies.errors import HubError, InvalidInput
+from train.cluster import ray_cluster
+from train.estimate import described, seconds_left, seconds_of
+from train.handover import HandoverFailed, HubDoor
+from train.pool import RayPool
+from train.retrain import Candidate, Retrained, Retraining
+from train.retrain_log import log_to_mlflow, table_of, write_page
+from train.retrain_settings import HEADS, SIZES, RetrainSettings
+from train.training_set import open_market, write_packed
+
+NOT_PASSED, REFUSED, INTERRUPTED = 3, 4, 130
+UNTIL_MS = 6 * HOUR_MS  # a hub's clock moves on; within such a stretch an interrupted search can be gone on with
+
+
+class Board:
+    """Progress for people: a bar with the time left on a terminal, a line for each step elsewhere."""
+
+    def __init__(self, console: Console, settings: RetrainSettings, steps: tuple[str, ...], cores: int) -> None:
+        self._console, self._settings, self._cores = console, settings, cores
+        self._left = dict.fromkeys(steps, 1.0)
+        self._whole = self._estimate()
+        self._began: float | None = None
+        self._done_before = 0.0
+        self._bar = Progress(TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+                             TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
+                             disable=not console.is_terminal)
+        self._task = self._bar.add_task("starting", total=max(self._whole, 1e-9), left="")
+
+    def __enter__(self) -> Board:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def told(self, step: str, share: float) -> None:
+        """share: of the step that is done; a step that was kept from before is told as done at once."""
+        before = self._left.get(step)
+        if before is None or 1.0 - share >= before:
+            return
+        if self._began is None:
+            self._began, self._done_before = time.monotonic(), self._whole - self._estimate()
+        self._left[step] = 1.0 - share
+        left = self._time_left()
+        self._bar.update(self._task, completed=self._whole - self._estimate(), description=step,
+                         left=f"about {described(left)} left")
+        if share >= 1.0 and not self._console.is_terminal:
+            done = sum(1 for value in self._left.values() if value <= 0)
+            self._console.print(f"[{done}/{len(self._left)}] {step}, about {described(left)} left", highlight=False)
+
+    def _time_left(self) -> float:
+        """The estimate of what is left, corrected by how right it has been so far."""
+        left, spent = self._estimate(), time.monotonic() - (self._began or time.monotonic())
+        done = self._whole - left - self._done_before
+        return left * min(4.0, max(0.25, spent / done)) if done > 0.05 * self._whole and spent > 5 else left
+
+    def _estimate(self) -> float:
+        """Seconds, as if every step took its estimate."""
+        open_ = [step for step, share in self._left.items() if share > 0]
+        partly = sum(seconds_of(step, self._settings) * (1 - share) for step, share in self._left.items() if share > 0)
+        return max(0.0, seconds_left(open_, self._settings, self._cores) - partly)
+
+
+def handed_over(retrained: Retrained, door: HubDoor, home: Path, say: Console) -> Candidate:
+    """The best candidate, registered in the hub behind the door."""
+    best = retrained.candidates[0]
+    if best.bundle.manifest.embedding_version != "none" and retrained.embedder is not None:
+        door.use_embedder(retrained.embedder)
+    answer = door.register(best.bundle)
+    say.print(f"registered {best.bundle.manifest.alias} as {answer.get('role', 'a new head')}; see: hub status",
+              highlight=False)
+    return best
+
+
+def until_of(market: Market, settings: RetrainSettings, status: dict[str, object] | None) -> tuple[int | None, str]:
+    """No bar is seen that a running hub has still to replay, or would if it ran; and why."""
+    if status is not None:
+        now_ms = int(status["hub"]["now_ms"])  # type: ignore[index]
+        return now_ms // UNTIL_MS * UNTIL_MS, "the running hub's clock"
+    if market.name == "hyperliquid":
+        return None, "the newest bar"
+    _, until_ms, _ = replay_range(market, settings.symbols)
+    return until_ms, "the part of the recording that is for training"
+
+
+@click.command()
+@click.option("--home", type=click.Path(path_type=Path), required=True, help="HUB_HOME of the hub.")
+@click.option("--hub-url", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
+@click.option("--data-dir", default=None, help="Folder of recorded bars.")
+@click.option("--coins", default="BTC,ETH,SOL,HYPE", show_default=True, help="Separated by commas.")
+@click.option("--window", default=60, show_default=True, help="Bars of raw input.")
+@click.option("--lookback", default=25_200, show_default=True, help="Bars of history.")
+@click.option("--heads", default=",".join(HEADS), show_default=True)
+@click.option("--trials", default=4, show_default=True, help="Of each sweep.")
+@click.option("--seeds", default=1, show_default=True, help="Trainings of each head and fold.")
+@click.option("--folds", default=2, show_default=True, help="Of the walk-forward.")
+@click.option("--size", type=click.Choice(SIZES), default="small", show_default=True)
+@click.option("--seed", default=7, show_default=True)
+@click.option("--signal", default=1.0, show_default=True, help="Planted edge of a generated market.")
+@click.option("--generated-bars", default=43_200, show_default=True)
+@click.option("--strict", is_flag=True, help="End with 3 and hand nothing over unless the best passes the judgement.")
+def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str, window: int, lookback: int,
+         heads: str, trials: int, seeds: int, folds: int, size: str, seed: int, signal: float, generated_bars: int,
+         strict: bool) -> None:
+    """Train, judge and hand over supervised heads."""
+    _quiet()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        settings = RetrainSettings(tuple(coins.split(",")), window, lookback, tuple(heads.split(",")), trials, seeds,
+                                   folds, size, seed)
+    except InvalidInput as error:
+        raise click.UsageError(str(error)) from error
+    try:
+        opened = open_market(market, data_dir, settings.symbols, seed, signal, generated_bars)
+        sys.exit(_run(home, HubDoor(hub_url.rstrip("/"), home), opened, settings, strict, console))
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        sys.exit(INTERRUPTED)
+    except HubError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, strict: bool, console: Console) -> int:
+    began, status = time.time_ns() // 1_000_000, door.status()
+    until_ms, why = until_of(market, settings, status)
+    console.print(market.describe(), highlight=False, soft_wrap=True)
+    # Only the offline store is used; the online one is named because Feast wants an address.
+    repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", market.origin)
+    with ray_cluster() as cores:
+        job = Retraining(market, repo, home, settings, until_ms, RayPool())
+        left = described(seconds_left(set(job.steps) - set(job.finished_steps), settings, cores))
+        console.print(f"bars up to {why}; {len(job.finished_steps)} of {len(job.steps)} steps are done; estimate: "
+                      f"{left} on {cores} cores, SIZE={settings.size}", highlight=False)
+        with Board(console, settings, job.steps, cores) as board:
+            job.told = board.told
+            retrained = job.run()
+    runs = log_to_mlflow(home, retrained, began)
+    for candidate in retrained.candidates:
+        write_packed(home / "models" / f"candidate_{candidate.name}.pt", candidate.bundle)
+    console.print(table_of(retrained))
+    best = retrained.candidates[0]
+    _tell_best(best, console)
+    page = write_page(home, retrained, {"mlflow_runs": runs, "seconds": (time.time_ns() // 1_000_000 - began) / 1_000})
+    console.print(f"report {page}; candidates {home / 'models'}/candidate_*.pt; MLflow experiment retrain_sup; "
+                  f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
+    if strict and not best.passed:
+        return NOT_PASSED
+    if status is None:
+        console.print(f"no hub of this home answers at {door.url}: hand one over with "
+                      f"hub register --path {home / 'models' / f'candidate_{best.name}.pt'}", soft_wrap=True)
+        return 0
+    try:
+        handed_over(retrained, door, home, console)
+    except HandoverFailed as error:
+        console.print(f"not handed over: {error}", soft_wrap=True)
+        return REFUSED
+    return 0
+
+
+def _tell_best(best: Candidate, console: Console) -> None:
+    if best.passed:
+        console.print(f"best: {best.name}, which passed the judgement", highlight=False)
+        return
+    console.print(f"best: {best.name}, which did not pass: " + "; ".join(best.missed), highlight=False, soft_wrap=True)
+    console.print("a hub gives it no more than a challenger's share until it has earned more by trades of its own",
+                  highlight=False)
+
+
+def _quiet() -> None:
+    """Libraries' own chatter; ours is the progress and the table."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for library in ("alembic", "mlflow", "ray"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    main()

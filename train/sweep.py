@@ -1,0 +1,141 @@
+"""A search over the settings of one learner: Optuna proposes, Ray Tune runs, ASHA ends what falls behind.
+
+Trials run one after another unless `parallel` says otherwise: what ASHA ends depends on who finished before, and the
+same seed and rows are to give the same search. Several searches may run side by side. A search that was interrupted
+goes on from Tune's own record in `folder`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from policies.errors import HubError, InvalidInput
+from train.learners import Heard, Setting, Space
+
+RESULT = "trial.json"
+FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
+_NUMBER_OF_TRIAL = re.compile(r"^[a-z_]+_[0-9a-f]{8}_(\d+)_")  # the name of its folder; Tune counts from 1
+
+# Runs one trial: (settings, heard) -> (validation loss, whatever else is to be remembered of it, as plain JSON).
+Objective = Callable[[Mapping[str, Setting], Heard], tuple[float, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """grace: steps that every trial may make. parallel: trials at once; more than 1 is quicker and not repeatable."""
+
+    trials: Annotated[int, Ge(1)] = 4
+    seed: int = 7
+    grace: Annotated[int, Ge(1)] = 4
+    reduction: Annotated[int, Ge(2)] = 3
+    parallel: Annotated[int, Ge(1)] = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was tried. loss: of validation, the last one heard of where it was pruned, None if it failed."""
+
+    number: int
+    settings: Mapping[str, Setting]
+    state: str
+    steps: int
+    loss: float | None
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class TrialFailed(HubError):
+    """No trial of a search came to an end."""
+
+    code = "trial_failed"
+
+
+def search(objective: Objective, space: Mapping[str, Space], first: Mapping[str, Setting], settings: SweepSettings,
+           folder: Path) -> list[Trial]:
+    """Every trial, in the order in which they were proposed; `first` is the first. Ray must be connected.
+
+    folder: of this search alone. Searches side by side need folders of different names: Tune stages by name.
+    """
+    if set(first) != set(space):
+        raise InvalidInput("first", f"a value for each of {', '.join(sorted(space))}", sorted(first))
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    where = folder.resolve()
+    trainable = tune.with_resources(tune.with_parameters(_run_trial, objective=objective), {"cpu": 1})
+    if tune.Tuner.can_restore(str(where)):
+        tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        proposer = OptunaSearch(_distributions(space), metric="loss", mode="min", seed=settings.seed,
+                                points_to_evaluate=[dict(first)])
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=settings.trials, metric=None, mode=None,
+                search_alg=ConcurrencyLimiter(proposer, settings.parallel, batch=True),
+                scheduler=ASHAScheduler(time_attr="step", metric="loss", mode="min", max_t=10_000,
+                                        grace_period=settings.grace, reduction_factor=settings.reduction)),
+            run_config=tune.RunConfig(name=where.name, storage_path=str(where.parent), verbose=0))
+    grid = tuner.fit()
+    trials = sorted((_trial_of(grid[place]) for place in range(len(grid))), key=lambda trial: trial.number)
+    if not any(trial.state == FINISHED for trial in trials):
+        raise TrialFailed(f"none of {len(trials)} trials came to an end; Tune's record is in {where}")
+    return trials
+
+
+def best_of(trials: list[Trial]) -> Trial:
+    """The finished trial with the least loss; the first of equals."""
+    return min((trial for trial in trials if trial.state == FINISHED and trial.loss is not None),
+               key=lambda trial: (trial.loss, trial.number))
+
+
+def _run_trial(config: dict[str, Any], objective: Objective) -> None:
+    """In a worker of its own. The last report carries what was found as a checkpoint: Tune's log is for numbers."""
+    from ray import tune
+
+    last = 0
+
+    def heard(step: int, loss: float) -> None:
+        nonlocal last
+        last = step
+        tune.report({"step": step, "loss": float(loss), "done_well": False})
+
+    loss, found = objective(config, heard)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / RESULT).write_text(json.dumps(found, allow_nan=False))
+        tune.report({"step": last + 1, "loss": float(loss), "done_well": True},
+                    checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _trial_of(result: Any) -> Trial:
+    named = _NUMBER_OF_TRIAL.search(Path(result.path).name)
+    number = int(named[1]) - 1 if named else -1
+    metrics = result.metrics or {}
+    settings = dict(result.config or {})
+    if result.error is not None or "loss" not in metrics:
+        return Trial(number, settings, FAILED, int(metrics.get("step", 0)), None, {"reason": str(result.error)[:2_000]})
+    steps, loss = int(metrics["step"]), float(metrics["loss"])
+    if not metrics.get("done_well"):
+        return Trial(number, settings, PRUNED, steps, loss)
+    with result.checkpoint.as_directory() as folder:
+        found = json.loads(Path(os.path.join(folder, RESULT)).read_bytes())
+    return Trial(number, settings, FINISHED, steps - 1, loss, found)
+
+
+def _distributions(space: Mapping[str, Space]) -> dict[str, Any]:
+    import optuna.distributions as of
+
+    return {name: of.CategoricalDistribution(dimension.choices) if dimension.choices
+            else of.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log) if dimension.whole
+            else of.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+            for name, dimension in space.items()}
