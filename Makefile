@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check demo features retrain_sup bench experiments drift chaos browser lock clean
+.PHONY: help install run test check demo features retrain_sup bench experiments drift chaos browser screenshots lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ features: $(INSTALLED) ## Apply the feature repo and fill its stores from the ma
 	@$(BIN)/hub features $(if $(filter-out undefined default,$(origin COINS)),--symbols $(COINS))
 
 retrain_sup: $(INSTALLED) ## Search for better heads, judge them, hand over the best (COINS=SOL,BTC WINDOW=60 LOOKBACK=25200)
-	@$(BIN)/python -m train.retrain_sup --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
+	@$(BIN)/python -W ignore::DeprecationWarning -m train.retrain_sup --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
 	  --coins $(COINS) --lookback $(LOOKBACK) $(if $(WINDOW),--window $(WINDOW)) $(if $(HEADS),--heads $(HEADS)) \
 	  $(if $(TRIALS),--trials $(TRIALS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FOLDS),--folds $(FOLDS)) \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(MARKET),--market $(MARKET)) $(if $(STRICT),--strict) \
@@ -53,8 +53,10 @@ retrain_sup: $(INSTALLED) ## Search for better heads, judge them, hand over the 
 bench: $(INSTALLED) ## Measure decisions, joins, online reads, backtests beside a peer and a floor (ONLY=decision|join|online|backtest)
 	@$(BIN)/python -m ci.bench $(if $(ONLY),--only $(ONLY))
 
-experiments: $(INSTALLED) ## Simulate routing with a known truth, many seeds
-	@$(BIN)/python -m ci.experiments.zero_edge --seeds 40 --home $(HUB_HOME)
+EXPERIMENTS ?= zero_edge judgement_power planted embeddings
+experiments: $(INSTALLED) ## Routing, judgement and search with a known truth, and what embeddings give; many seeds, resumable
+	@failed=0; for name in $(EXPERIMENTS); do echo "experiment $$name"; \
+	  $(BIN)/python -W ignore::DeprecationWarning -m ci.experiments.$$name $(if $(SEEDS),--seeds $(SEEDS)) --home $(HUB_HOME) || failed=1; done; exit $$failed
 
 drift: $(INSTALLED) ## Measure the drift figures on a recorded year (HUB_DATA_DIR=folder of recorded bars)
 	@$(BIN)/python -m ci.experiments.drift --home $(HUB_HOME)
@@ -66,6 +68,9 @@ browser: $(INSTALLED) ## The ops page in headless Chromium (needs a Chromium: on
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { echo "no Chromium found: install one first, on Debian with 'apt-get install chromium'"; exit 1; }
 	@$(BIN)/pytest tests/browser
+
+screenshots: $(INSTALLED) ## Pictures of MLflow's pages for the docs, of a running hub (needs a Chromium)
+	@$(BIN)/python -m ci.screenshots $(if $(MLFLOW),--mlflow $(MLFLOW))
 
 lock: ## Write requirements.lock from what .venv holds
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)==' \

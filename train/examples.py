@@ -108,3 +108,8 @@ def every(places: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """At most `most` of these places, evenly spaced: neighbouring rows have nearly the same features and label."""
     step = max(1, -(-len(places) // most))
     return places[::step]
+
+
+def spread(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Exactly `count` of these places, evenly spaced; all of them if they are fewer."""
+    return places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64)]

@@ -21,7 +21,7 @@ from policies.heads import Levels, load_head
 from train.backtest import BacktestReport, backtest_probabilities
 from train.calibration import expected_calibration_error, reliability
 from train.dataset import Brackets
-from train.examples import every
+from train.examples import every, spread
 from train.intervals import BlockGrid, Track, track_of
 from train.learners import Heard, Setting
 from train.levels import chosen_directions
@@ -133,7 +133,7 @@ def fit_and_test(plan: str, task: Task, split: Split, settings: Mapping[str, Set
     head = _fitted(plan, task, split, settings, seed, lambda step, loss: None)
     bundle = bundle_of(head, task.template, task.brackets, task.embedding_version)
     later = split.test if isinstance(split, Fold) else split.validation
-    served = require_served_as_trained(bundle, head, examples.seen(every(later, CHECKED_ROWS), head.layout))
+    served = require_served_as_trained(bundle, head, examples.seen(spread(later, CHECKED_ROWS), head.layout))
     result: dict[str, Any] = {
         "validation_log_loss": head.validation_log_loss, "seconds": head.seconds, "steps": head.fitted.steps,
         "importances": dict(head.fitted.importances), "levels": dict(head.levels.chosen), "served": served,

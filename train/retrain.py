@@ -59,7 +59,7 @@ from train.training_set import bars_until, bracket_name, joined_rows, keep_label
 from train.trials import End, Target, TrialBook
 from train.walk_forward import Fold, final_fit, folds
 
-BLOCK_BARS = 120  # of time, for intervals, Sharpe ratios and PBO: many horizons long
+BLOCK_BARS = 240  # of time, for intervals, Sharpe ratios and PBO: many horizons long, as `judgement_power` measured
 ROWS, EMBEDDED, EMBEDDER = "rows", "rows_embedded", "embedder"
 PACKED = "bundle.pt"
 

@@ -67,6 +67,8 @@ def figures(candidate: Candidate) -> dict[str, float]:
         "probabilistic_sharpe": judgement.probabilistic_sharpe, "overfitting": judgement.overfitting,
         "loss_probability": judgement.loss_probability, "trials": float(judgement.trials),
         "baseline_difference": judgement.difference, "served_ms": candidate.served_ms,
+        "served_difference": max((float(fold["served"]["largest_difference"]) for fold in candidate.folds
+                                  if "served" in fold), default=None),
         "training_s": candidate.training_s, "passed": float(candidate.passed)}
     return {name: figure for name, figure in found.items() if figure is not None and math.isfinite(figure)}
 
@@ -80,6 +82,23 @@ def table_of(retrained: Retrained) -> Table:
     for row in rows_of(retrained):
         shown.add_row(*(str(row[column]) for column in COLUMNS))
     return shown
+
+
+def sentences_of(retrained: Retrained) -> list[str]:
+    """What the table has no column for."""
+    said = []
+    differences = [found["served_difference"] for found in map(figures, retrained.candidates)
+                   if "served_difference" in found]
+    if differences:
+        said.append(f"served answers differ from the training framework's by at most {max(differences):.1g}")
+    overall = next((row for row in retrained.reconstruction if row["channel"] == "overall"), None)
+    if overall is not None:
+        gains = [f"{100 * float(overall[f'gain_over_{guess}']):.1f} % (95 %: "
+                 f"{100 * float(overall[f'low_over_{guess}']):.1f} to {100 * float(overall[f'high_over_{guess}']):.1f}) "
+                 f"less than {name}" for guess, name in (("mean", "copying the mean"),
+                                                         ("interpolation", "linear interpolation"))]
+        said.append(f"the masked auto-encoder's error on hidden later bars is {', '.join(gains)}")
+    return said
 
 
 def rows_of(retrained: Retrained) -> list[dict[str, Any]]:

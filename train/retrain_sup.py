@@ -29,7 +29,7 @@ from train.estimate import described, seconds_left, seconds_of
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
 from train.retrain import Candidate, Retrained, Retraining
-from train.retrain_log import log_to_mlflow, table_of, write_page
+from train.retrain_log import log_to_mlflow, sentences_of, table_of, write_page
 from train.retrain_settings import HEADS, SIZES, RetrainSettings
 from train.training_set import open_market, write_packed
 
@@ -164,6 +164,8 @@ def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, s
     for candidate in retrained.candidates:
         write_packed(home / "models" / f"candidate_{candidate.name}.pt", candidate.bundle)
     console.print(table_of(retrained))
+    for sentence in sentences_of(retrained):
+        console.print(sentence, highlight=False, soft_wrap=True)
     best = retrained.candidates[0]
     _tell_best(best, console)
     page = write_page(home, retrained, {"mlflow_runs": runs, "seconds": (time.time_ns() // 1_000_000 - began) / 1_000})

@@ -7,6 +7,7 @@ goes on from Tune's own record in `folder`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,10 @@ from train.learners import Heard, Setting, Space
 
 RESULT = "trial.json"
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
-_NUMBER_OF_TRIAL = re.compile(r"^[a-z_]+_[0-9a-f]{8}_(\d+)_")  # the name of its folder; Tune counts from 1
+# What a fit is heard to lose on the way may be of another kind than the loss of its end. ASHA compares the first among
+# themselves; to Optuna a trial that was ended early is worse than any that came to its end.
+ENDED_EARLY = 1_000.0
+_NUMBER_OF_TRIAL = re.compile(r"^trial_[0-9a-f]{12}_[0-9a-f]{8}_(\d+)_")  # the name of its folder; Tune counts from 1
 
 # Runs one trial: (settings, heard) -> (validation loss, whatever else is to be remembered of it, as plain JSON).
 Objective = Callable[[Mapping[str, Setting], Heard], tuple[float, dict[str, Any]]]
@@ -42,7 +46,7 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried. loss: of validation, the last one heard of where it was pruned, None if it failed."""
+    """One setting that was tried. loss: of validation; where it was pruned, the last one heard; None if it failed."""
 
     number: int
     settings: Mapping[str, Setting]
@@ -72,7 +76,7 @@ def search(objective: Objective, space: Mapping[str, Space], first: Mapping[str,
     from ray.tune.search.optuna import OptunaSearch
 
     where = folder.resolve()
-    trainable = tune.with_resources(tune.with_parameters(_run_trial, objective=objective), {"cpu": 1})
+    trainable = tune.with_resources(tune.with_parameters(_named_for(where), objective=objective), {"cpu": 1})
     if tune.Tuner.can_restore(str(where)):
         tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True, restart_errored=True)
     else:
@@ -83,13 +87,15 @@ def search(objective: Objective, space: Mapping[str, Space], first: Mapping[str,
             tune_config=tune.TuneConfig(
                 num_samples=settings.trials, metric=None, mode=None,
                 search_alg=ConcurrencyLimiter(proposer, settings.parallel, batch=True),
-                scheduler=ASHAScheduler(time_attr="step", metric="loss", mode="min", max_t=10_000,
+                scheduler=ASHAScheduler(time_attr="step", metric="heard", mode="min", max_t=10_000,
                                         grace_period=settings.grace, reduction_factor=settings.reduction)),
             run_config=tune.RunConfig(name=where.name, storage_path=str(where.parent), verbose=0))
     grid = tuner.fit()
     trials = sorted((_trial_of(grid[place]) for place in range(len(grid))), key=lambda trial: trial.number)
     if not any(trial.state == FINISHED for trial in trials):
-        raise TrialFailed(f"none of {len(trials)} trials came to an end; Tune's record is in {where}")
+        reason = next((trial.found["reason"] for trial in trials if trial.state == FAILED), "").strip().splitlines()
+        raise TrialFailed(f"none of {len(trials)} trials came to an end; Tune's record is in {where}; the first failed "
+                          f"with: {reason[-1] if reason else 'nothing that it said'}")
     return trials
 
 
@@ -99,21 +105,30 @@ def best_of(trials: list[Trial]) -> Trial:
                key=lambda trial: (trial.loss, trial.number))
 
 
+def _named_for(folder: Path) -> Callable[..., None]:
+    """`_run_trial` under a name of its own: Tune keeps functions and their parameters by name, for a whole cluster."""
+    def run(config: dict[str, Any], objective: Objective) -> None:
+        _run_trial(config, objective)
+
+    run.__name__ = run.__qualname__ = f"trial_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    return run
+
+
 def _run_trial(config: dict[str, Any], objective: Objective) -> None:
     """In a worker of its own. The last report carries what was found as a checkpoint: Tune's log is for numbers."""
     from ray import tune
 
-    last = 0
+    last = (0, 0.0)
 
     def heard(step: int, loss: float) -> None:
         nonlocal last
-        last = step
-        tune.report({"step": step, "loss": float(loss), "done_well": False})
+        last = step, float(loss)
+        tune.report({"step": step, "heard": last[1], "loss": ENDED_EARLY + last[1], "done_well": False})
 
     loss, found = objective(config, heard)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / RESULT).write_text(json.dumps(found, allow_nan=False))
-        tune.report({"step": last + 1, "loss": float(loss), "done_well": True},
+        tune.report({"step": last[0] + 1, "heard": last[1], "loss": float(loss), "done_well": True},
                     checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -126,7 +141,7 @@ def _trial_of(result: Any) -> Trial:
         return Trial(number, settings, FAILED, int(metrics.get("step", 0)), None, {"reason": str(result.error)[:2_000]})
     steps, loss = int(metrics["step"]), float(metrics["loss"])
     if not metrics.get("done_well"):
-        return Trial(number, settings, PRUNED, steps, loss)
+        return Trial(number, settings, PRUNED, steps, float(metrics["heard"]))
     with result.checkpoint.as_directory() as folder:
         found = json.loads(Path(os.path.join(folder, RESULT)).read_bytes())
     return Trial(number, settings, FINISHED, steps - 1, loss, found)
