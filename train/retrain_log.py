@@ -93,10 +93,8 @@ def sentences_of(retrained: Retrained) -> list[str]:
         said.append(f"served answers differ from the training framework's by at most {max(differences):.1g}")
     overall = next((row for row in retrained.reconstruction if row["channel"] == "overall"), None)
     if overall is not None:
-        gains = [f"{100 * float(overall[f'gain_over_{guess}']):.1f} % (95 %: "
-                 f"{100 * float(overall[f'low_over_{guess}']):.1f} to {100 * float(overall[f'high_over_{guess}']):.1f}) "
-                 f"less than {name}" for guess, name in (("mean", "copying the mean"),
-                                                         ("interpolation", "linear interpolation"))]
+        gains = [_gain(overall, guess, name) for guess, name in (("mean", "copying the mean"),
+                                                                 ("interpolation", "linear interpolation"))]
         said.append(f"the masked auto-encoder's error on hidden later bars is {', '.join(gains)}")
     return said
 
@@ -131,6 +129,11 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         f"{1e4 * head.expectancy:+.2f}", f"{judgement.deflated_sharpe:.3f}",
         "-" if judgement.overfitting is None else f"{judgement.overfitting:.2f}", f"{candidate.served_ms:.3f}",
         f"{candidate.training_s:.0f}", "yes" if candidate.passed else "no"), strict=True))
+
+
+def _gain(row: Mapping[str, Any], guess: str, name: str) -> str:
+    gain, low, high = (100 * float(row[f"{part}_over_{guess}"]) for part in ("gain", "low", "high"))
+    return f"{gain:.1f} % (95 %: {low:.1f} to {high:.1f}) less than {name}"
 
 
 def _pictures(candidate: Candidate, retrained: Retrained) -> dict[str, bytes]:
