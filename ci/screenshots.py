@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 EXPERIMENT, MODEL = "retrain_sup", "learner_hub_policy"
 WIDTH, HEIGHT = 1500, 900
+SHOWN = ("trades", "profit_factor", "max_drawdown_percent", "deflated_sharpe", "served_ms")
+# By what MLflow calls them: the assistant beside the page is closed, a search's runs and the figures are shown.
+CLICKED = ("mlflow.assistant.chat_panel.close", "runnamecellrenderer", "experimentviewrunstableaddcolumncta")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
@@ -34,10 +37,10 @@ def pages(url: str) -> dict[str, tuple[str, str]]:
     where = f"{url}/#/experiments/{experiment.experiment_id}"
     best = heads[0]
     return {
-        "experiment": (f"{where}/runs?compareRunsMode=TABLE", best.info.run_name or ""),
+        "experiment": (f"{where}/runs?compareRunsMode=TABLE", "search_"),
         "comparison": (f"{url}/#/compare-runs?runs=[{compared}]&experiments=[%22{experiment.experiment_id}%22]",
                        "profit_factor"),
-        "run": (f"{where}/runs/{best.info.run_id}/artifacts/equity.png", "equity.png"),
+        "run": (f"{where}/runs/{best.info.run_id}", "profit_factor"),
         "versions": (f"{url}/#/models/{MODEL}", "challenger"),
     }
 
@@ -47,9 +50,24 @@ def take(browser: Browser, address: str, text: str, path: Path) -> None:
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.goto(address)
     page.get_by_text(text).first.wait_for(timeout=60_000)
+    for control in CLICKED:
+        found = page.locator(f'[data-component-id*="{control}"]')
+        if found.count():
+            found.first.dispatch_event("click")  # some are shown only where the mouse is
+    if page.get_by_placeholder("Search columns").count():
+        _show_columns(page)
     page.wait_for_timeout(3_000)  # charts draw themselves after their data has come; there is nothing to wait for
     page.screenshot(path=str(path))
     page.close()
+
+
+def _show_columns(page: Page) -> None:
+    """The figures that heads are compared by, in the place of columns that are empty here."""
+    for name in ("Dataset", "Source", "Models", *SHOWN):
+        page.get_by_placeholder("Search columns").fill(name)
+        page.wait_for_timeout(500)
+        page.locator(".du-bois-light-tree-title, [class*=tree-title]").get_by_text(name, exact=True).first.click()
+    page.keyboard.press("Escape")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

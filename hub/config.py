@@ -199,6 +199,9 @@ class HubConfig:
         return hashlib.sha256(orjson.dumps(self.configuration(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+# What decisions were made by before a key existed: configurations that were recorded then lack it.
+_BEFORE: dict[str, dict[str, Any]] = {"router": {"first_decisions": 0}}
+
 _ADAPTER = pydantic.TypeAdapter(HubConfig)
 
 
@@ -219,10 +222,14 @@ def parse(values: Mapping[str, Any]) -> HubConfig:
 
 
 def parse_recorded(values: Mapping[str, Any]) -> HubConfig:
-    """A configuration that a ledger holds. Keys that this version no longer has are left out: an older ledger must
-    open, and the decisions of today are made by the settings of today.
+    """A configuration that a ledger holds. Keys that this version no longer has are left out, as an older ledger must
+    open; of keys that it does not have yet, those that change decisions are what they were by then.
     """
-    return parse(_known_part(values, HubConfig))
+    known = _known_part(values, HubConfig)
+    for block, before in _BEFORE.items():
+        if isinstance(known.get(block), Mapping):
+            known[block] = {**before, **known[block]}
+    return parse(known)
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> HubConfig:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from feature_repo.features import DECISION_V1
+from feature_repo.features import DECISION_V1, MARKET_EMBEDDING
 from hub.config import HubConfig, grids_of, parse_recorded
 from hub.embedding_use import EmbeddingUse, is_embedding
 from hub.episodes import EMBEDDER, episode_features, episode_vector, of_this_service
@@ -43,7 +43,10 @@ _PARAM_SETTINGS = ParamSettings(
 
 @dataclass
 class HeadState:
-    """One registered policy. `lifetime` is never reset, `record` is since the last throttle, halt or resume."""
+    """One registered policy. `lifetime` is never reset, `record` is since the last throttle, halt or resume.
+
+    decisions: that it made. drawn: decisions that fell to it, whether or not it answered.
+    """
 
     policy_id: str
     alias: str
@@ -55,7 +58,14 @@ class HeadState:
     green_lit: bool = False
     resets: int = 0
     decisions: int = 0
+    drawn: int = 0
     verdict: dict[str, Any] = field(default_factory=lambda: {"judgement": "approve", "rule": None, "figure": None})
+
+    @property
+    def made_for_embedding(self) -> str | None:
+        """The one version of the market's embedding that it can be asked with; None if it takes no embedding."""
+        takes = MARKET_EMBEDDING in self.manifest.get("arrays", {})
+        return self.manifest.get("embedding_version", "") if takes else None
 
     def reset_record(self) -> None:
         self.record = TrackRecord()
@@ -206,6 +216,9 @@ class HubState:
             self.llm_only_decisions += 1
         else:
             self.heads[body["policy_id"]].decisions += 1
+        drawn = self.heads.get(body["drawn"]["policy_id"])
+        if drawn is not None:
+            drawn.drawn += 1
         request = body["request"]
         if body["opens"] and request["parent_decision_id"] is None:  # what adds to a trade leaves the slot to it
             self.open_slots[request["symbol"], request["strategy"]] = (row.key, body["expires_ms"])
@@ -343,12 +356,19 @@ class HubState:
                           green_lit=head.policy_id in green, incumbent=head is incumbent,
                           promoted=head.policy_id == self.promoted, standing=self.gates.standing(head.policy_id),
                           paused=head.paused, registered_position=head.position,
-                          new=head.decisions < self.config.router.first_decisions) for head in self.heads.values()]
+                          new=head.drawn < self.config.router.first_decisions,
+                          askable=head.made_for_embedding in (None, self.embedding.version))
+                for head in self.heads.values()]
 
     # -- questions --------------------------------------------------------------------------------------------------
 
     def policies(self) -> list[str]:
         return list(self.heads)
+
+    def left_without(self, version: str) -> list[HeadState]:
+        """The heads with a share that could be asked no more if this version of the embedding came into use."""
+        return [head for policy_id, head in self.heads.items() if self.epoch.roles.shares.get(policy_id, 0.0) > 0
+                and head.made_for_embedding == self.embedding.version != version]
 
     def admits(self, decision: dict[str, Any]) -> bool:
         """Whether a decision's body still agrees with who has a share and with which slots are free.

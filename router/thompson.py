@@ -13,7 +13,9 @@ and the epoch; a decision's role is a function of its id, the seed and the epoch
 | sentry or evidence unknown (`no_roles`)        | -                           | 0          | 100               |
 
 The challenger is drawn by Thompson sampling among the heads that are left, except that a new one has its turn first:
-the last one registered, until it has decided `first_decisions` times. What nobody has tried cannot be compared.
+the last one registered, until it was drawn `first_decisions` times, whether or not it answered. What nobody has tried
+cannot be compared, and what never answers must not keep the others waiting. A head that cannot be asked at all now is
+given no share that it does not hold by an operator's word or as the incumbent.
 Without a challenger its 10 go to whom the rest goes. A tripped book changes no share: the shield forbids new risk.
 """
 
@@ -55,7 +57,8 @@ class Candidate:
 
     promoted: an operator's promotion holds. standing: the sentry's judgement in force.
     registered_position: of its registration in the ledger; among several incumbents the earliest stands, and among
-    several that are new (fewer than `first_decisions` decisions) the latest is tried.
+    several that are new (drawn fewer than `first_decisions` times) the latest is tried. askable: False if it is known
+    already that no decision can ask it, as it is made for an embedding that is not in use.
     """
 
     policy_id: str
@@ -67,6 +70,7 @@ class Candidate:
     paused: bool = False
     registered_position: int = 0
     new: bool = False
+    askable: bool = True
 
     @property
     def may_execute(self) -> bool:
@@ -162,7 +166,7 @@ def role_of(decision_id: str, seed: int, roles: EpochRoles) -> Draw:
 
 def _healthy(one: Candidate) -> bool:
     """May be given a share that was not its own before: a reduced head may only keep what it is reduced to."""
-    return one.may_execute and one.standing is Judgement.APPROVE
+    return one.may_execute and one.askable and one.standing is Judgement.APPROVE
 
 
 def _front_runner(ordered: Sequence[Candidate], seed: int, epoch: int) -> tuple[Candidate | None, float]:
@@ -172,7 +176,7 @@ def _front_runner(ordered: Sequence[Candidate], seed: int, epoch: int) -> tuple[
     usable = first if first is not None and first.may_execute else None
     if usable is not None and usable.promoted:
         return usable, 1.0
-    green_lit = [one for one in ordered if one.green_lit and one.may_execute]
+    green_lit = [one for one in ordered if one.green_lit and one.may_execute and one.askable]
     return _thompson(green_lit, seed, "production", epoch) if green_lit else (usable, 1.0)
 
 

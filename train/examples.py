@@ -13,6 +13,7 @@ from policies.bars import Bars
 from policies.embedder import Embedder
 from policies.errors import InvalidInput
 from policies.fills import Costs
+from policies.keyed_random import generator
 from train.dataset import Brackets, Dataset, FeatureRows, build_dataset
 from train.learners import Labelled, Layout
 from train.training_set import window_rows
@@ -105,9 +106,16 @@ def build_examples(bars: Mapping[str, Bars], rows: Mapping[str, FeatureRows], fe
 
 
 def every(places: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of these places, evenly spaced: neighbouring rows have nearly the same features and label."""
-    step = max(1, -(-len(places) // most))
-    return places[::step]
+    """At most `most` of these places, evenly spread: neighbouring rows have nearly the same features and label.
+
+    One drawn from each of as many stretches, always the same ones. A fixed step would not do: rows of all symbols stand
+    side by side, and every second one of two symbols' rows is of the same symbol.
+    """
+    if len(places) <= most:
+        return places
+    edges = np.arange(most + 1) * len(places) // most
+    drawn = generator(len(places), "rows evenly spread", most).random(most)
+    return places[edges[:-1] + (drawn * np.diff(edges)).astype(np.int64)]
 
 
 def spread(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:

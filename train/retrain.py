@@ -138,7 +138,7 @@ class Retraining:
         trades = self._trades()
         self._count(task, trades, chosen)
         candidates = [self._judged(name, task, trades) for name in trades]
-        candidates.sort(key=lambda one: (not one.passed, -_ranked(one.judgement), one.name))
+        candidates.sort(key=lambda one: (not one.passed, *_ranked(one.judgement), one.name))
         with TrialBook(self._home) as book:
             counted = book.count(task.target)
         report = self._steps.result(EMBEDDER)["reconstruction"] if embedder is not None else []
@@ -342,9 +342,10 @@ def plain(judgement: Judgement) -> dict[str, Any]:
     return found
 
 
-def _ranked(judgement: Judgement) -> float:
-    """The greater the better: confidence after all trials; a head that never traded is last."""
-    return judgement.deflated_sharpe if np.isfinite(judgement.deflated_sharpe) else -1.0
+def _ranked(judgement: Judgement) -> tuple[float, float]:
+    """The less the better: by confidence after all trials, then by what the profit factor is at least; NaN is last."""
+    confidence, least = judgement.deflated_sharpe, judgement.head.profit_factor_interval.low
+    return (-round(confidence, 3) if np.isfinite(confidence) else 1.0, -least if np.isfinite(least) else 1.0)
 
 
 def _digest(bars: Bars) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from train.mae_settings import MaeSettings
 from train.pool import HerePool, Job, Pool
 from train.retrain import Retrained, Retraining
 from train.retrain_settings import RetrainSettings
+from train.steps import Steps
 from train.sweep import FINISHED, SweepSettings, Trial
 from train.tabnet import TabNetLearner
 from train.timesnet_learner import TimesNetLearner
@@ -77,15 +80,16 @@ def garbled(run: Bars, from_ms: int) -> Bars:
     return replace(run, **prices, volume=volume).check()
 
 
-class CountingPool(HerePool):
-    """Knows what it was asked to do."""
+class WatchedPool(HerePool):
+    """Remembers what it has done."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.jobs: dict[str, Job] = {}
 
     def each(self, jobs: Mapping[str, Job], waits: bool = False) -> Iterator[tuple[str, Any]]:
         for name, result in super().each(jobs, waits):
-            self.asked.append(name)
+            assert name not in self.jobs, f"{name} was made before"
+            self.jobs[name] = jobs[name]
             yield name, result
 
 
@@ -136,9 +140,25 @@ def retraining(home: Path, settings: RetrainSettings = SETTINGS, of: Market | No
     return Retraining(of, FeatureRepo(home, OFFLINE_ONLY, of.origin), home, settings, until_ms, pool or HerePool(), told)
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A search that is over. jobs: everything that its pool did, by step. told: (step, share) in the order of time."""
+
+    home: Path
+    retrained: Retrained
+    jobs: Mapping[str, Job]
+    told: tuple[tuple[str, float], ...]
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.home / "retrain" / self.retrained.key)
+
+
 @cache
-def searched() -> tuple[Path, Retrained]:
-    """The home and the result of one search with an embedder and an ensemble; nobody changes either."""
-    home = Path(tempfile.mkdtemp(prefix="small-search-"))
+def searched() -> Searched:
+    """One search with an embedder and an ensemble; nobody writes to its home."""
+    home, pool, told = Path(tempfile.mkdtemp(prefix="small-search-")), WatchedPool(), list[tuple[str, float]]()
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     with without_ray():
-        return home, retraining(home).run()
+        retrained = retraining(home, pool=pool, told=lambda step, share: told.append((step, share))).run()
+    return Searched(home, retrained, pool.jobs, tuple(told))

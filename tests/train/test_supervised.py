@@ -194,7 +194,7 @@ def test_a_bundle_says_what_its_head_needs(name: str) -> None:
     assert Levels(**bundle.manifest.parameters) == Levels(**head.parameters(Brackets()))
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", ["linear", "catboost", "linear_mae", "catboost_mae"])
 def test_the_same_rows_and_seed_give_the_same_bundle(name: str) -> None:
     head, bundle = fitted(name)
     again, bundle_again = fitted.__wrapped__(name)  # the fit itself, not what is remembered of it
