@@ -43,20 +43,33 @@ class HubDoor:
         return self._post("/v1/policies", content=pack_bundle(bundle),
                           headers={"Content-Type": "application/octet-stream"})
 
-    def use_embedder(self, embedder: Bundle) -> None:
-        """Hand over the embedder and have decisions made with it from now on; `hub embedding revert` goes back."""
-        kept = self.register(embedder)
-        self._post("/v1/embedding", json={"version": kept["embedding_version"],
-                                          "reason": "the head that is handed over was made for it"})
+    def use_embedder(self, embedder: Bundle) -> str:
+        """Hand over the embedder and have decisions made with it from now on; `hub embedding revert` goes back.
 
-    def _post(self, path: str, headers: dict[str, str] | None = None, **content: Any) -> dict[str, Any]:
+        "" when it is in use; else why the hub would not switch: a head with a share needs the one that is in use. That
+        is for an operator to weigh, never for a search.
+        """
+        kept = self.register(embedder)
+        answer = self._asked("/v1/embedding", json={"version": kept["embedding_version"],
+                                                    "reason": "the head that is handed over was made for it"})
+        if answer.status_code == 409:
+            return str(answer.json().get("detail", answer.text))
+        self._require(answer)
+        return ""
+
+    def _post(self, path: str, **content: Any) -> dict[str, Any]:
+        return self._require(self._asked(path, **content))
+
+    def _asked(self, path: str, headers: dict[str, str] | None = None, **content: Any) -> httpx.Response:
         try:
-            answer = httpx.post(f"{self.url}{path}", headers={**self._headers(), **(headers or {})}, timeout=TIMEOUT_S,
-                                **content)
-        except httpx.HTTPError as error:
+            return httpx.post(f"{self.url}{path}", headers={**self._headers(), **(headers or {})}, timeout=TIMEOUT_S,
+                              **content)
+        except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
             raise HandoverFailed(f"{self.url}{path}: {type(error).__name__}: {error}") from error
+
+    def _require(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
-            raise HandoverFailed(f"{self.url}{path} answered {answer.status_code}: {answer.text[:1_000]}")
+            raise HandoverFailed(f"{answer.url} answered {answer.status_code}: {answer.text[:1_000]}")
         found: dict[str, Any] = answer.json()
         return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from train.supervised import (
 from train.sweep import FINISHED, SweepSettings, search
 from train.sweep import Trial as Tried
 from train.trials import End, Target, Trial, TrialBook
-from train.walk_forward import Fold, Split
+from train.walk_forward import Fold, Split, final_fit, folds
 
 BUNDLE = "bundle.pt"
 Arrays = dict[str, NDArray[Any]]
@@ -48,7 +49,8 @@ Arrays = dict[str, NDArray[Any]]
 @dataclass(frozen=True)
 class Task:
     """What all jobs of one search share. folder, material: where its examples are. home: of the book of trials.
-    fit_rows: at most, evenly spaced; validation has a quarter of that. folds: of the walk-forward. code: its version.
+    fit_rows: at most, evenly spread; validation has a quarter of that. fold_count, embargo_ms: of the walk-forward.
+    bars: digest of all bars. code: version of the sources.
     """
 
     folder: Path
@@ -60,16 +62,35 @@ class Task:
     costs: Costs
     grid: BlockGrid
     target: Target
-    folds: tuple[Fold, ...]
+    fold_count: int
+    embargo_ms: int
     template: Manifest
+    bars: str
     code: str
     embedding_version: str = "none"
 
     @property
-    def scheme(self) -> dict[str, Any]:
-        """The folds as the book of trials names them."""
-        return {"tests_ms": [[fold.test_start_ms, fold.test_stop_ms] for fold in self.folds],
-                "fit_rows": self.fit_rows, "first_fit": len(self.folds[0].fit)}
+    def folds(self) -> tuple[Fold, ...]:
+        """Made anew where they are needed: their places are many, and follow from the examples."""
+        return _folds(self.folder, self.material, self.fold_count, self.embargo_ms)
+
+    def split(self, number: int | None) -> Split:
+        """A fold by its number, or for None the final split over all rows."""
+        if number is not None:
+            return self.folds[number]
+        examples = self.load().examples
+        return final_fit(examples.event_time_ms, examples.known_ms, embargo_ms=self.embargo_ms)
+
+    def scheme(self, plan: str) -> dict[str, Any]:
+        """What else than its settings a trial's figures depend on, for the book of trials."""
+        seen: dict[str, Any] = {"tests_ms": [[fold.test_start_ms, fold.test_stop_ms] for fold in self.folds],
+                                "fit_rows": self.fit_rows, "bars": self.bars}
+        examples = self.load().examples
+        if plan not in PLANS or learner_of(PLANS[plan], self.size).uses_window:
+            seen["window_bars"] = examples.window_bars
+        if plan not in PLANS or PLANS[plan].embedding:
+            seen["embedding"] = self.embedding_version
+        return seen
 
     def load(self) -> Material:
         return load_material(self.folder, self.material)
@@ -103,13 +124,13 @@ class TrySettings:
                                           "seconds": head.seconds}
 
 
-def trial_of(plan: str, task: Task, settings: Mapping[str, Setting], seed: int, part: str = "sweep") -> Trial:
+def trial_of(plan: str, task: Task, settings: Mapping[str, Any], seed: int, part: str = "sweep") -> Trial:
     """What the book of trials knows it by; `plan` may be an ensemble.
 
     Pairs of levels are not counted: they are compared on validation rows, on which nothing is judged.
     """
     version = learner_of(PLANS[plan], task.size).version if plan in PLANS else "1"
-    return Trial(f"{plan} {version} {part}", dict(settings), seed, task.scheme, task.code)
+    return Trial(f"{plan} {version} {part}", dict(settings), seed, task.scheme(plan), task.code)
 
 
 def sweep(plan: str, task: Task, settings: SweepSettings, folder: Path) -> list[Tried]:
@@ -124,12 +145,12 @@ def sweep(plan: str, task: Task, settings: SweepSettings, folder: Path) -> list[
     return tried
 
 
-def fit_and_test(plan: str, task: Task, split: Split, settings: Mapping[str, Setting], seed: int) -> Made:
-    """A head of one fold with its test, or of the final split without one, as a bundle that was served and compared.
+def fit_and_test(plan: str, task: Task, number: int | None, settings: Mapping[str, Setting], seed: int) -> Made:
+    """A head of a fold with its test, or (None) of the final split, as a bundle that was served and compared.
 
     Of a fold, `earned` is what each validation row would have paid on margin, 0 where the head stayed flat.
     """
-    examples = task.load().examples
+    examples, split = task.load().examples, task.split(number)
     head = _fitted(plan, task, split, settings, seed, lambda step, loss: None)
     bundle = bundle_of(head, task.template, task.brackets, task.embedding_version)
     later = split.test if isinstance(split, Fold) else split.validation
@@ -147,10 +168,10 @@ def fit_and_test(plan: str, task: Task, split: Split, settings: Mapping[str, Set
     return Made(result, arrays, {BUNDLE: pack_bundle(bundle)})
 
 
-def ensemble_test(task: Task, fold: Fold, packed: bytes) -> Made:
+def ensemble_test(task: Task, number: int, packed: bytes) -> Made:
     """Trades of an ensemble on a fold's test rows, by its own rule."""
     started = time.perf_counter()
-    bundle = read_bundle(packed)
+    bundle, fold = read_bundle(packed), task.folds[number]
     head = load_head(bundle)
     assert isinstance(head, Head)
     examples, arrays = task.load().examples, bundle.manifest.arrays
@@ -220,6 +241,12 @@ def _calibration(probabilities: NDArray[np.float64], classes: NDArray[np.int64])
     return {"calibration_error": expected_calibration_error(probabilities, classes),
             "calibration": {"said": [bin_.mean_probability for bin_ in bins],
                             "happened": [bin_.frequency for bin_ in bins], "rows": [bin_.rows for bin_ in bins]}}
+
+
+@lru_cache(2)
+def _folds(folder: Path, material: str, count: int, embargo_ms: int) -> tuple[Fold, ...]:
+    examples = load_material(folder, material).examples
+    return tuple(folds(examples.event_time_ms, examples.known_ms, count, embargo_ms=embargo_ms))
 
 
 def _now_ms() -> int:

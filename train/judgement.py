@@ -92,8 +92,10 @@ class Taken:
 
 def taken_from(book: TrialBook, target: Target, grid: BlockGrid) -> Taken:
     """Everything that the book knows of a target, for a head on this grid."""
-    sharpes, performance = book.sharpes(target, grid.block_ms), book.performance(target, grid)
-    return Taken(max(1, book.count(target)), sharpes, performance.returns)  # counted last: others may be writing
+    # Sharpe ratios of longer or shorter tracks spread less or more than those of this one, so only its own grid's tell
+    # what chance would show. All are counted; last, since others may be writing.
+    performance = book.performance(target, grid).returns
+    return Taken(max(1, book.count(target)), sharpe_ratios(performance), performance)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def calibration_png(title: str, said: Sequence[float], happened: Sequence[float]
     """said: mean probability of a bin, 0..1. happened: share of its rows that were of the class. rows: of the bin."""
     figure, axes = _figure(title, "probability that was said", "share that happened")
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    axes.scatter(said, happened, s=8 + 200 * np.asarray(rows, dtype=float) / max(1, *rows))
+    axes.scatter(said, happened, s=8 + 200 * np.asarray(rows, dtype=float) / max([1, *rows]))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     return _png(figure)

@@ -12,7 +12,7 @@ class Pool(Protocol):
     """Runs jobs side by side."""
 
     def each(self, jobs: Mapping[str, Job], waits: bool = False) -> Iterator[tuple[str, Any]]:
-        """(name, result) of each, in the order in which they end; the first that raises ends all.
+        """(name, result) of each, in the order in which they end; of one that raised, what it raised.
 
         waits: the jobs only wait for others that they start themselves, and take no place.
         """
@@ -30,8 +30,7 @@ class RayPool:
         try:
             while started:
                 (done,), _ = ray.wait(list(started), num_returns=1)
-                result = ray.get(done)
-                yield started.pop(done), result
+                yield started.pop(done), _result_of(done)
         finally:
             for job in started:
                 ray.cancel(job, force=True)
@@ -42,4 +41,19 @@ class HerePool:
 
     def each(self, jobs: Mapping[str, Job], waits: bool = False) -> Iterator[tuple[str, Any]]:
         for name, (function, arguments) in jobs.items():
-            yield name, function(*arguments)
+            try:
+                result = function(*arguments)
+            except Exception as error:
+                result = error
+            yield name, result
+
+
+def _result_of(job: Any) -> Any:
+    """What a finished job gave, or the error itself that ended it."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(job)
+    except RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error

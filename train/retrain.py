@@ -11,8 +11,9 @@ one was, and a finished one gives the same candidates again.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from feature_repo.market import Market
 from feature_repo.store import FeatureRepo
 from policies.bars import Bars
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle, read_bundle
-from policies.embedder import NO_EMBEDDING, load_embedder, version_of
+from policies.embedder import load_embedder, version_of
 from policies.ensemble import make_ensemble
+from policies.errors import ContentConflict
 from policies.keyed_random import generator
 from policies.learned_weights import learned_weights
+from train.candidates import Candidate, Retrained, plain, ranked
 from train.examples import build_examples
 from train.intervals import BlockGrid
 from train.jobs import (
@@ -43,7 +46,7 @@ from train.jobs import (
     track_of_trades,
     trial_of,
 )
-from train.judgement import Judgement, Taken, judge, passes
+from train.judgement import Taken, judge, passes, taken_from
 from train.mae_export import export_encoder
 from train.mae_report import reconstruction_report
 from train.mae_training import pretrain
@@ -57,47 +60,14 @@ from train.sweep import FINISHED, SweepSettings, Trial, best_of
 from train.tracking import code_version
 from train.training_set import bars_until, bracket_name, joined_rows, keep_labels
 from train.trials import End, Target, TrialBook
-from train.walk_forward import Fold, final_fit, folds
+from train.walk_forward import folds
 
 BLOCK_BARS = 240  # of time, for intervals, Sharpe ratios and PBO: many horizons long, as `judgement_power` measured
-ROWS, EMBEDDED, EMBEDDER = "rows", "rows_embedded", "embedder"
+ROWS, EMBEDDED, EMBEDDER, TAKEN = "rows", "rows_embedded", "embedder", "taken"
 PACKED = "bundle.pt"
+REPORT_BLOCK = 24  # windows
 
 Told = Callable[[str, float], None]  # (step, share of it that is done, 0..1)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One judged head. baseline: whom it was compared with. trades: of the walk-forward. folds: results of its fits.
-    bundle: of the final fit, with the judgement in its manifest. training_s: of all its fits.
-    """
-
-    name: str
-    baseline: str | None
-    judgement: Judgement
-    passed: bool
-    missed: tuple[str, ...]
-    trades: Arrays
-    folds: tuple[Mapping[str, Any], ...]
-    bundle: Bundle
-    served_ms: float
-    training_s: float
-
-
-@dataclass(frozen=True)
-class Retrained:
-    """candidates: best first. sweeps: by learner's plain head. embedder: None if no head uses one; reconstruction: how
-    well it guesses hidden bars, see `train.mae_report`. trials: counted for the target, ever.
-    """
-
-    key: str
-    settings: RetrainSettings
-    candidates: tuple[Candidate, ...]
-    sweeps: Mapping[str, tuple[Trial, ...]]
-    embedder: Bundle | None
-    reconstruction: tuple[Mapping[str, Any], ...]
-    grid: BlockGrid
-    trials: int
 
 
 class Retraining:
@@ -109,17 +79,22 @@ class Retraining:
         self._settings, self._pool, self.told = settings, pool, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         self._code = code_version()
-        self.key = key_of(asdict(settings), self._code, market.origin,
-                          {symbol: _digest(run) for symbol, run in self._bars.items()})
+        self._digest = key_of({symbol: _digest(run) for symbol, run in self._bars.items()})
+        self._failed: dict[str, str] = {}
+        self.key = key_of(asdict(settings), self._code, market.origin, self._digest)
         self._steps = Steps(home / "retrain" / self.key)
+
+    @property
+    def bars_of(self) -> dict[str, int]:
+        """How many bars there are of each symbol: not always as many as were asked for."""
+        return {symbol: len(run) for symbol, run in self._bars.items()}
 
     @cached_property
     def steps(self) -> tuple[str, ...]:
         """Names of all steps, in the order in which they begin."""
         settings = self._settings
-        fits = [_fit_name(plan, seed, fold) for plan in settings.plans for seed in range(settings.seeds)
-                for fold in range(settings.folds)]
-        tests = [f"{ENSEMBLE}.{seed}.{fold}" for seed in range(settings.seeds) for fold in range(settings.folds)]
+        fits = [_fit_name(plan, seed, fold) for plan in settings.plans for seed, fold in self._seeds_and_folds]
+        tests = [_fit_name(ENSEMBLE, seed, fold) for seed, fold in self._seeds_and_folds]
         return (ROWS, *((EMBEDDER, EMBEDDED) if settings.embeds else ()), *map(_sweep_name, settings.swept), *fits,
                 *(tests if settings.members else ()), *map(_final_name, settings.plans))
 
@@ -132,38 +107,49 @@ class Retraining:
         tried = self._sweeps(task)
         chosen = {PLANS[name].learner: best_of(list(trials)).settings for name, trials in tried.items()}
         self._fits(task, chosen)
-        if self._settings.members:
+        if self._members:
             self._ensemble_tests(task)
         self._finals(task, chosen)
-        trades = self._trades()
-        self._count(task, trades, chosen)
-        candidates = [self._judged(name, task, trades) for name in trades]
-        candidates.sort(key=lambda one: (not one.passed, *_ranked(one.judgement), one.name))
-        with TrialBook(self._home) as book:
-            counted = book.count(task.target)
+        taken = self._taken(task, chosen)
+        candidates = [self._judged(name, task, taken) for name in self._made_heads]
+        candidates.sort(key=lambda one: (not one.passed, *ranked(one.judgement), one.name))
         report = self._steps.result(EMBEDDER)["reconstruction"] if embedder is not None else []
         return Retrained(self.key, self._settings, tuple(candidates), {n: tuple(t) for n, t in tried.items()}, embedder,
-                         tuple(report), task.grid, counted)
+                         tuple(report), task.grid, taken.count, dict(self._failed))
+
+    @property
+    def _plans(self) -> tuple[str, ...]:
+        return tuple(plan for plan in self._settings.plans if plan not in self._failed)
+
+    @property
+    def _members(self) -> tuple[str, ...]:
+        members = tuple(plan for plan in self._settings.members if plan not in self._failed)
+        return members if len(members) > 1 and ENSEMBLE not in self._failed else ()
+
+    @property
+    def _made_heads(self) -> tuple[str, ...]:
+        return (*self._plans, ENSEMBLE) if self._members else self._plans
 
     # -- what is learnt from ----------------------------------------------------------------------------------------
 
     def _task(self) -> tuple[Task, Bundle | None]:
-        settings, name = self._settings, ROWS
-        examples = self._rows().examples
+        settings = self._settings
         embargo_ms = (settings.brackets.horizon_bars + 1) * self._interval_ms
-        cuts = tuple(folds(examples.event_time_ms, examples.known_ms, settings.folds, embargo_ms=embargo_ms))
-        embedder, version = None, NO_EMBEDDING
-        if settings.embeds:
-            embedder = self._embedder(cuts[0].test_start_ms)
-            version, name = version_of(embedder.policy_id), EMBEDDED
-            if not self._steps.has(name):
-                whole = replace(self._rows(), examples=examples.with_embedding(load_embedder(embedder)))
-                keep_material(self._steps, name, whole)
-            self.told(name, 1.0)
-        grid = BlockGrid(cuts[0].test_start_ms, cuts[-1].test_stop_ms, BLOCK_BARS * self._interval_ms)
-        target = Target(settings.symbols, self._interval_ms, settings.brackets, settings.costs, self._market.origin)
-        return Task(self._steps.folder, name, self._home, settings.size, settings.fit_rows, settings.brackets,
-                    settings.costs, grid, target, cuts, self._template(), self._code, version), embedder
+        examples = self._rows().examples
+        cuts = folds(examples.event_time_ms, examples.known_ms, settings.folds, embargo_ms=embargo_ms)
+        task = Task(self._steps.folder, ROWS, self._home, settings.size, settings.fit_rows, settings.brackets,
+                    settings.costs, BlockGrid(cuts[0].test_start_ms, cuts[-1].test_stop_ms,
+                                              BLOCK_BARS * self._interval_ms),
+                    Target(settings.symbols, self._interval_ms, settings.brackets, settings.costs, self._market.origin),
+                    settings.folds, embargo_ms, self._template(), self._digest, self._code)
+        if not settings.embeds:
+            return task, None
+        embedder = self._embedder(cuts[0].test_start_ms)
+        if not self._steps.has(EMBEDDED):
+            whole = replace(self._rows(), examples=examples.with_embedding(load_embedder(embedder)))
+            keep_material(self._steps, EMBEDDED, whole)
+        self.told(EMBEDDED, 1.0)
+        return replace(task, material=EMBEDDED, embedding_version=version_of(embedder.policy_id)), embedder
 
     def _rows(self) -> Material:
         if not self._steps.has(ROWS):
@@ -182,8 +168,10 @@ class Retraining:
             settings = self._settings.embedder
             pretrained = pretrain(self._bars, until_ms, settings, self._steps.scratch(EMBEDDER),
                                   lambda step, steps, loss: self.told(EMBEDDER, step / steps))
-            report = reconstruction_report(pretrained.model, self._later_windows(until_ms, settings.seq_len),
-                                           constant=pretrained.constant)
+            later = self._later_windows(until_ms, settings.seq_len)
+            block = min(REPORT_BLOCK, len(later) // 2)
+            report = reconstruction_report(pretrained.model, later, constant=pretrained.constant,
+                                           block=block) if block else []
             bundle = export_encoder(pretrained, f"mae_{self.key[:6]}", {"market": self._market.describe()})
             self._steps.keep(EMBEDDER, {"reconstruction": [dict(row) for row in report]},
                              files={PACKED: pack_bundle(bundle)})
@@ -212,140 +200,154 @@ class Retraining:
     def _sweeps(self, task: Task) -> dict[str, list[Trial]]:
         settings = SweepSettings(self._settings.trials, self._settings.seed)
         jobs: dict[str, Job] = {
-            _sweep_name(plan): (sweep, (plan, task, settings, self._steps.scratch(_sweep_name(plan))))
+            _sweep_name(plan): (sweep, (plan, task, settings, self._steps.under_way(_sweep_name(plan))))
             for plan in reversed(self._settings.swept)}  # the slowest first
         self._made(jobs, lambda trials: Made({"trials": [asdict(trial) for trial in trials]}), waits=True)
+        lost = {PLANS[plan].learner for plan in self._settings.swept if not self._steps.has(_sweep_name(plan))}
+        for plan in self._settings.plans:
+            if PLANS[plan].learner in lost:
+                self._failed.setdefault(plan, f"the search of its learner, {PLANS[plan].learner}, failed")
         return {plan: [Trial(**trial) for trial in self._steps.result(_sweep_name(plan))["trials"]]
-                for plan in self._settings.swept}
+                for plan in self._settings.swept if self._steps.has(_sweep_name(plan))}
 
     def _fits(self, task: Task, chosen: Mapping[str, Mapping[str, Any]]) -> None:
-        jobs: dict[str, Job] = {
-            _fit_name(plan, seed, number): (fit_and_test, (plan, task, fold, chosen[PLANS[plan].learner],
+        self._made({
+            _fit_name(plan, seed, number): (fit_and_test, (plan, task, number, chosen[PLANS[plan].learner],
                                                            self._settings.seed + seed))
-            for plan in reversed(self._settings.plans) for seed in range(self._settings.seeds)
-            for number, fold in enumerate(task.folds)}
-        self._made(jobs)
+            for plan in reversed(self._plans) for seed, number in self._seeds_and_folds})
 
     def _finals(self, task: Task, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Over all rows, with what was chosen; the figures are of the walk-forward, not of these weights."""
-        examples = self._rows().examples
-        embargo_ms = (self._settings.brackets.horizon_bars + 1) * self._interval_ms
-        whole = final_fit(examples.event_time_ms, examples.known_ms, embargo_ms=embargo_ms)
-        self._made({_final_name(plan): (fit_and_test, (plan, task, whole, chosen[PLANS[plan].learner],
+        self._made({_final_name(plan): (fit_and_test, (plan, task, None, chosen[PLANS[plan].learner],
                                                        self._settings.seed))
-                    for plan in reversed(self._settings.plans)})
+                    for plan in reversed(self._plans)})
 
     def _ensemble_tests(self, task: Task) -> None:
         jobs: dict[str, Job] = {}
-        for seed in range(self._settings.seeds):
-            for number, fold in enumerate(task.folds):
-                bundle = self._ensemble(task, seed, number, fold, [
-                    read_bundle(self._steps.file(_fit_name(plan, seed, number), BUNDLE))
-                    for plan in self._settings.members])
-                jobs[f"{ENSEMBLE}.{seed}.{number}"] = (ensemble_test, (task, fold, pack_bundle(bundle)))
+        for seed, number in self._seeds_and_folds:
+            members = [read_bundle(self._steps.file(_fit_name(plan, seed, number), BUNDLE)) for plan in self._members]
+            bundle = self._ensemble(task, seed, number, members)
+            jobs[_fit_name(ENSEMBLE, seed, number)] = (ensemble_test, (task, number, pack_bundle(bundle)))
         self._made(jobs)
 
-    def _ensemble(self, task: Task, seed: int, number: int, fold: Fold, members: list[Bundle]) -> Bundle:
-        """Weights by what each member would have earned on the fold's validation rows, one in a horizon."""
-        apart = self._settings.brackets.horizon_bars * len(self._settings.symbols)
+    def _ensemble(self, task: Task, seed: int, number: int, members: list[Bundle]) -> Bundle:
+        """Weights by what each member would have earned on the fold's validation rows, all symbols of a moment together
+        and one moment in a horizon. The members' levels were chosen on the same rows, which flatters all of them.
+        """
         earned = np.column_stack([self._steps.arrays(_fit_name(plan, seed, number))["earned"]
-                                  for plan in self._settings.members])
+                                  for plan in self._members])
+        times, moment = np.unique(task.load().examples.event_time_ms[task.folds[number].validation],
+                                  return_inverse=True)
+        each = np.stack([np.bincount(moment, column) / np.bincount(moment) for column in earned.T], axis=1)
+        apart = _one_in(times, self._settings.brackets.horizon_bars * self._interval_ms)
         named = [make_bundle(replace(member.manifest, alias=plan), member.files)
-                 for plan, member in zip(self._settings.members, members, strict=True)]
-        weights = learned_weights(earned[::apart])
-        return make_ensemble(f"{ENSEMBLE}_{self.key[:6]}", named, weights.tolist(),
-                             trained_on={**self._template().trained_on, "weights_from_rows": len(earned[::apart])})
+                 for plan, member in zip(self._members, members, strict=True)]
+        return make_ensemble(f"{ENSEMBLE}_{self.key[:6]}", named, learned_weights(each[apart]).tolist(),
+                             trained_on={**task.template.trained_on, "weights_from_moments": len(apart)})
 
     def _made(self, jobs: Mapping[str, Job], made_of: Callable[[Any], Made] = lambda made: made,
               waits: bool = False) -> None:
-        """Do what is not done yet, and keep each as it ends."""
+        """Do what is not done yet, and keep each as it ends. A head of which one fails is left out from then on; its
+        baseline cannot be."""
         for name in jobs:
             self.told(name, 1.0 if self._steps.has(name) else 0.0)
         for name, result in self._pool.each({n: job for n, job in jobs.items() if not self._steps.has(n)}, waits):
+            head = name.split(".")[1]
+            if isinstance(result, Exception):
+                if head == "linear":
+                    raise result
+                self._failed.setdefault(head, f"{name}: {type(result).__name__}: {result}"[:1_000])
+                continue
             made = made_of(result)
             self._steps.keep(name, made.result, made.arrays, made.files)
             self.told(name, 1.0)
 
+    @property
+    def _seeds_and_folds(self) -> list[tuple[int, int]]:
+        return [(seed, fold) for seed in range(self._settings.seeds) for fold in range(self._settings.folds)]
+
     # -- what it is worth -------------------------------------------------------------------------------------------
 
-    def _trades(self) -> dict[str, Arrays]:
-        """Of each head, over all folds, its seeds side by side."""
-        settings = self._settings
-        names = {plan: [_fit_name(plan, seed, fold) for seed in range(settings.seeds) for fold in range(settings.folds)]
-                 for plan in settings.plans}
-        if settings.members:
-            names[ENSEMBLE] = [f"{ENSEMBLE}.{seed}.{fold}" for seed in range(settings.seeds)
-                               for fold in range(settings.folds)]
-        return {name: joined_trades([self._steps.arrays(step) for step in steps], settings.seeds)
-                for name, steps in names.items()}
+    def _trades(self, name: str, seed: int) -> Arrays:
+        """Of one head and seed, over all folds."""
+        return joined_trades([self._steps.arrays(_fit_name(name, seed, fold)) for fold in range(self._settings.folds)])
 
-    def _count(self, task: Task, trades: Mapping[str, Arrays], chosen: Mapping[str, Mapping[str, Any]]) -> None:
-        """The walk-forward heads are trials too: one of them is about to be chosen."""
-        now_ms = int(task.grid.stop_ms)  # the book's times are for people; this keeps a repeated job the same
-        with TrialBook(self._home) as book:
-            for name, arrays in trades.items():
-                settings = chosen[PLANS[name].learner] if name in PLANS else {"of": "+".join(self._settings.members)}
-                trial = trial_of(name, task, settings, self._settings.seed, f"walk-forward x{self._settings.seeds}")
-                key = book.begin(task.target, trial, now_ms)
-                book.end(key, End(FINISHED, None, task.grid, track_of_trades(task.grid, arrays).returns), now_ms)
+    def _taken(self, task: Task, chosen: Mapping[str, Mapping[str, Any]]) -> Taken:
+        """Everything tried for this target until now, the walk-forward heads too, since one of them is about to be
+        chosen. Kept, so that a finished search gives the same answer whatever is tried later.
+        """
+        if not self._steps.has(TAKEN):
+            with TrialBook(self._home) as book:
+                for name in self._made_heads:
+                    for seed in range(self._settings.seeds):
+                        self._count(book, name, seed, task, chosen)
+                taken = taken_from(book, task.target, task.grid)
+            self._steps.keep(TAKEN, {"count": taken.count},
+                             {"sharpes": taken.sharpes, "performance": taken.performance})
+        arrays = self._steps.arrays(TAKEN)
+        return Taken(int(self._steps.result(TAKEN)["count"]), np.array(arrays["sharpes"]),
+                     np.array(arrays["performance"]))
 
-    def _judged(self, name: str, task: Task, trades: Mapping[str, Arrays]) -> Candidate:
+    def _count(self, book: TrialBook, name: str, seed: int, task: Task,
+               chosen: Mapping[str, Mapping[str, Any]]) -> None:
+        settings: Mapping[str, Any] = {plan: dict(chosen[PLANS[plan].learner]) for plan in self._members}
+        if name in PLANS:
+            settings = chosen[PLANS[name].learner]
+        end = End(FINISHED, None, task.grid, track_of_trades(task.grid, self._trades(name, seed)).returns)
+        now_ms = time.time_ns() // 1_000_000
+        own_seed = self._settings.seed + seed
+        key = book.begin(task.target, trial_of(name, task, settings, own_seed, "walk-forward"), now_ms)
+        try:
+            book.end(key, end, now_ms)
+        except ContentConflict:  # something that the key does not name made a difference: one trial more
+            again = trial_of(name, task, settings, own_seed, f"walk-forward at {now_ms}")
+            book.end(book.begin(task.target, again, now_ms), end, now_ms)
+
+    def _judged(self, name: str, task: Task, taken: Taken) -> Candidate:
         settings = self._settings
         baseline = None if name == "linear" else PLANS[name].baseline if name in PLANS else "linear"
-        with TrialBook(self._home) as book:
-            taken = Taken(book.count(task.target), book.sharpes(task.target, task.grid.block_ms),
-                          book.performance(task.target, task.grid).returns)
-        seeds = [settings.seed + seed for seed in range(settings.seeds)]
-        judgement = judge(track_of_trades(task.grid, trades[name]),
-                          None if baseline is None else track_of_trades(task.grid, trades[baseline]), taken, seeds,
-                          settings.folds, generator(settings.seed, "judgement", name))
+        if baseline in self._failed:
+            baseline = "linear"
+        tracks = [track_of_trades(task.grid, self._trades(name, seed)) for seed in range(settings.seeds)]
+        against = None if baseline is None else track_of_trades(task.grid, self._trades(baseline, 0))
+        judgement = judge(tracks[0], against, taken, [settings.seed], settings.folds,
+                          generator(settings.seed, "judgement", name))
         passed, missed = passes(judgement)
+        results = [self._steps.result(_fit_name(name, seed, fold)) for seed, fold in self._seeds_and_folds]
         if name == ENSEMBLE:
-            bundle, results, served_ms = self._final_ensemble(task)
+            bundle, served_ms = self._final_ensemble(task)
         else:
             final = self._steps.result(_final_name(name))
             bundle = read_bundle(self._steps.file(_final_name(name), BUNDLE))
-            results = [self._steps.result(_fit_name(name, seed, fold)) for seed in range(settings.seeds)
-                       for fold in range(settings.folds)]
             results, served_ms = [*results, final], float(final["served"]["served_ms"])
+        by_seed = tuple(track.profit_factor for track in tracks)
         manifest = replace(bundle.manifest, alias=f"{name}_{self.key[:6]}", trained_on={
             **bundle.manifest.trained_on, "judgement": plain(judgement), "passed": passed, "missed": list(missed),
+            "profit_factor_by_seed": [factor if np.isfinite(factor) else None for factor in by_seed],
             "judged": "walk-forward of the same settings; the weights here are fitted on all rows"})
-        return Candidate(name, baseline, judgement, passed, missed, trades[name], tuple(results),
+        return Candidate(name, baseline, judgement, passed, missed, self._trades(name, 0), by_seed, tuple(results),
                          make_bundle(manifest, bundle.files), served_ms, sum(float(r["seconds"]) for r in results))
 
-    def _final_ensemble(self, task: Task) -> tuple[Bundle, list[Mapping[str, Any]], float]:
-        """The final heads with the weights of the last fold, whose validation rows are the latest that nobody saw."""
-        last = self._settings.folds - 1
-        members = [read_bundle(self._steps.file(_final_name(plan), BUNDLE)) for plan in self._settings.members]
-        bundle = self._ensemble(task, 0, last, task.folds[last], members)
-        served_ms = sum(float(self._steps.result(_final_name(plan))["served"]["served_ms"])
-                        for plan in self._settings.members)
-        return bundle, [self._steps.result(f"{ENSEMBLE}.{seed}.{fold}") for seed in range(self._settings.seeds)
-                        for fold in range(self._settings.folds)], served_ms
+    def _final_ensemble(self, task: Task) -> tuple[Bundle, float]:
+        """The final heads with the weights of the last fold."""
+        members = [read_bundle(self._steps.file(_final_name(plan), BUNDLE)) for plan in self._members]
+        bundle = self._ensemble(task, 0, self._settings.folds - 1, members)
+        return bundle, sum(float(self._steps.result(_final_name(plan))["served"]["served_ms"])
+                           for plan in self._members)
 
     @property
     def _interval_ms(self) -> int:
         return next(iter(self._bars.values())).interval_ms
 
 
-def plain(judgement: Judgement) -> dict[str, Any]:
-    """As JSON that a manifest may hold: figures that are none are null."""
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [cleaned(inner) for inner in value]
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    found: dict[str, Any] = cleaned(asdict(judgement))
-    return found
-
-
-def _ranked(judgement: Judgement) -> tuple[float, float]:
-    """The less the better: by confidence after all trials, then by what the profit factor is at least; NaN is last."""
-    confidence, least = judgement.deflated_sharpe, judgement.head.profit_factor_interval.low
-    return (-round(confidence, 3) if np.isfinite(confidence) else 1.0, -least if np.isfinite(least) else 1.0)
+def _one_in(times_ms: NDArray[np.int64], apart_ms: int) -> list[int]:
+    """Places of times, rising, the first and then each that lies at least apart_ms behind the last one taken."""
+    places, free_from_ms = [], int(times_ms[0]) if len(times_ms) else 0
+    for place, time_ms in enumerate(times_ms.tolist()):
+        if time_ms >= free_from_ms:
+            places.append(place)
+            free_from_ms = time_ms + apart_ms
+    return places
 
 
 def _digest(bars: Bars) -> str:

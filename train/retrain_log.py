@@ -13,15 +13,15 @@ from rich.table import Table
 from policies.bundle import pack_bundle
 from policies.embedder import version_of
 from reports.report import Plot, write_report
+from train.candidates import Candidate, Retrained
 from train.jobs import Arrays
 from train.plots import calibration_png, drawdown_png, equity_png, importances_png, search_png
-from train.retrain import Candidate, Retrained
 from train.supervised import PLANS
 from train.tracking import Tracker
 
 EXPERIMENT = "retrain_sup"
-COLUMNS = ("head", "baseline", "trades", "profit factor", "drawdown %", "expectancy bp", "deflated Sharpe", "PBO",
-           "served ms", "training s", "passed")
+COLUMNS = ("head", "baseline", "trades", "profit factor", "other seeds", "drawdown %", "expectancy bp",
+           "deflated Sharpe", "PBO", "served ms", "training s", "passed")
 
 
 def log_to_mlflow(home: Path, retrained: Retrained, now_ms: int) -> dict[str, str]:
@@ -70,7 +70,8 @@ def figures(candidate: Candidate) -> dict[str, float]:
         "served_difference": max((float(fold["served"]["largest_difference"]) for fold in candidate.folds
                                   if "served" in fold), default=None),
         "training_s": candidate.training_s, "passed": float(candidate.passed)}
-    return {name: figure for name, figure in found.items() if figure is not None and math.isfinite(figure)}
+    # Rounded, since MLflow's table cuts 5e-17 to 5 and a few dots.
+    return {name: round(figure, 9) for name, figure in found.items() if figure is not None and math.isfinite(figure)}
 
 
 def table_of(retrained: Retrained) -> Table:
@@ -109,13 +110,12 @@ def write_page(home: Path, retrained: Retrained, notes: Mapping[str, Any]) -> Pa
     curves = {c.name: [(t / 3_600_000, float(s)) for t, s in zip(
         c.trades["exit_time_ms"], 100 * np.cumsum(c.trades["net_return"]), strict=True)] for c in retrained.candidates}
     content = {
-        "heads": [{**figures(c), "head": c.name, "baseline": c.baseline, "policy_id": c.bundle.policy_id,
-                   "missed": list(c.missed)} for c in retrained.candidates],
+        "heads": [_told(candidate) for candidate in retrained.candidates],
         "table": rows_of(retrained), "sweeps": {name: [
             {"number": t.number, "state": t.state, "steps": t.steps, "loss": t.loss, "settings": dict(t.settings)}
             for t in trials] for name, trials in retrained.sweeps.items()},
         "reconstruction": [dict(row) for row in retrained.reconstruction], "search": _parameters(retrained),
-        **notes}
+        "failed": dict(retrained.failed), **notes}
     plot = Plot("walk-forward: net return over equity, percent", "hour", "percent", curves)
     return write_report(home / "reports", "retrain_sup", content, [plot])
 
@@ -123,12 +123,20 @@ def write_page(home: Path, retrained: Retrained, notes: Mapping[str, Any]) -> Pa
 def _row(candidate: Candidate) -> dict[str, Any]:
     judgement, head = candidate.judgement, candidate.judgement.head
     interval = head.profit_factor_interval
+    seeds = " ".join(f"{factor:.2f}" for factor in candidate.by_seed[1:])
     return dict(zip(COLUMNS, (
         candidate.name, candidate.baseline or "-", head.trades,
-        f"{head.profit_factor:.2f} ({interval.low:.2f} to {interval.high:.2f})", f"{head.max_drawdown_percent:.2f}",
+        f"{head.profit_factor:.2f} ({interval.low:.2f} to {interval.high:.2f})", seeds or "-",
+        f"{head.max_drawdown_percent:.2f}",
         f"{1e4 * head.expectancy:+.2f}", f"{judgement.deflated_sharpe:.3f}",
         "-" if judgement.overfitting is None else f"{judgement.overfitting:.2f}", f"{candidate.served_ms:.3f}",
         f"{candidate.training_s:.0f}", "yes" if candidate.passed else "no"), strict=True))
+
+
+def _told(candidate: Candidate) -> dict[str, Any]:
+    by_seed = [factor if math.isfinite(factor) else None for factor in candidate.by_seed]
+    return {**figures(candidate), "head": candidate.name, "baseline": candidate.baseline,
+            "policy_id": candidate.bundle.policy_id, "missed": list(candidate.missed), "profit_factor_by_seed": by_seed}
 
 
 def _gain(row: Mapping[str, Any], guess: str, name: str) -> str:

@@ -60,7 +60,7 @@ class RetrainSettings:
     def plans(self) -> tuple[str, ...]:
         """The heads that are fitted: those asked for, whom they must beat, and an ensemble's members."""
         wanted = {name for name in self.heads if name != ENSEMBLE}
-        if ENSEMBLE in self.heads and len(wanted - {"linear"}) < 2:
+        if ENSEMBLE in self.heads and sum(PLANS[name].learner != "linear" for name in wanted) < 2:
             wanted |= {"catboost", "tabnet"}
         wanted |= {PLANS[name].baseline for name in wanted} | {"linear"}
         return tuple(name for name in PLANS if name in wanted)

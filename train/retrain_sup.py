@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -24,11 +25,12 @@ from feature_repo.features import HOUR_MS
 from feature_repo.market import KINDS, Market, replay_range
 from feature_repo.store import FeatureRepo
 from policies.errors import HubError, InvalidInput
+from train.candidates import Candidate, Retrained
 from train.cluster import ray_cluster
 from train.estimate import described, seconds_left, seconds_of
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
-from train.retrain import Candidate, Retrained, Retraining
+from train.retrain import Retraining
 from train.retrain_log import log_to_mlflow, sentences_of, table_of, write_page
 from train.retrain_settings import HEADS, SIZES, RetrainSettings
 from train.training_set import open_market, write_packed
@@ -40,12 +42,12 @@ UNTIL_MS = 6 * HOUR_MS  # a hub's clock moves on; within such a stretch an inter
 class Board:
     """Progress for people: a bar with the time left on a terminal, a line for each step elsewhere."""
 
-    def __init__(self, console: Console, settings: RetrainSettings, steps: tuple[str, ...], cores: int) -> None:
+    def __init__(self, console: Console, settings: RetrainSettings, steps: Collection[str], finished: Collection[str],
+                 cores: int) -> None:
         self._console, self._settings, self._cores = console, settings, cores
-        self._left = dict.fromkeys(steps, 1.0)
+        self._left = {step: 0.0 if step in finished else 1.0 for step in steps}
         self._whole = self._estimate()
-        self._began: float | None = None
-        self._done_before = 0.0
+        self._began = time.monotonic()
         self._bar = Progress(TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
                              TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console,
                              disable=not console.is_terminal)
@@ -59,12 +61,10 @@ class Board:
         self._bar.stop()
 
     def told(self, step: str, share: float) -> None:
-        """share: of the step that is done; a step that was kept from before is told as done at once."""
+        """share: of the step that is done; of one that was finished before nothing is told."""
         before = self._left.get(step)
         if before is None or 1.0 - share >= before:
             return
-        if self._began is None:
-            self._began, self._done_before = time.monotonic(), self._whole - self._estimate()
         self._left[step] = 1.0 - share
         left = self._time_left()
         self._bar.update(self._task, completed=self._whole - self._estimate(), description=step,
@@ -75,8 +75,8 @@ class Board:
 
     def _time_left(self) -> float:
         """The estimate of what is left, corrected by how right it has been so far."""
-        left, spent = self._estimate(), time.monotonic() - (self._began or time.monotonic())
-        done = self._whole - left - self._done_before
+        left, spent = self._estimate(), time.monotonic() - self._began
+        done = self._whole - left
         return left * min(4.0, max(0.25, spent / done)) if done > 0.05 * self._whole and spent > 5 else left
 
     def _estimate(self) -> float:
@@ -86,24 +86,27 @@ class Board:
         return max(0.0, seconds_left(open_, self._settings, self._cores) - partly)
 
 
-def handed_over(retrained: Retrained, door: HubDoor, home: Path, say: Console) -> Candidate:
-    """The best candidate, registered in the hub behind the door."""
+def hand_over(retrained: Retrained, door: HubDoor, say: Console) -> None:
+    """Register the best candidate in the hub behind the door; its embedder first, if it has one."""
     best = retrained.candidates[0]
+    kept_back = ""
     if best.bundle.manifest.embedding_version != "none" and retrained.embedder is not None:
-        door.use_embedder(retrained.embedder)
-    answer = door.register(best.bundle)
-    say.print(f"registered {best.bundle.manifest.alias} as {answer.get('role', 'a new head')}; see: hub status",
-              highlight=False)
-    return best
+        kept_back = door.use_embedder(retrained.embedder)
+    door.register(best.bundle)
+    say.print(f"registered {best.bundle.manifest.alias}; see: hub status", highlight=False)
+    if kept_back:
+        say.print(f"its embedding is not in use: {kept_back}\nto use it all the same: hub embedding use "
+                  f"{best.bundle.manifest.embedding_version} --force", highlight=False, soft_wrap=True)
 
 
-def until_of(market: Market, settings: RetrainSettings, status: dict[str, object] | None) -> tuple[int | None, str]:
-    """No bar is seen that a running hub has still to replay, or would if it ran; and why."""
+def until_of(market: Market, settings: RetrainSettings, status: dict[str, object] | None,
+             wall_ms: int) -> tuple[int, str]:
+    """No bar is seen that a running hub has still to replay, or would if it ran; and why. wall_ms: the time now."""
     if status is not None:
         now_ms = int(status["hub"]["now_ms"])  # type: ignore[index]
         return now_ms // UNTIL_MS * UNTIL_MS, "the running hub's clock"
     if market.name == "hyperliquid":
-        return None, "the newest bar"
+        return wall_ms // UNTIL_MS * UNTIL_MS, "the last full six hours"
     _, until_ms, _ = replay_range(market, settings.symbols)
     return until_ms, "the part of the recording that is for training"
 
@@ -148,22 +151,27 @@ def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str
 
 def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, strict: bool, console: Console) -> int:
     began, status = time.time_ns() // 1_000_000, door.status()
-    until_ms, why = until_of(market, settings, status)
+    until_ms, why = until_of(market, settings, status, began)
     console.print(market.describe(), highlight=False, soft_wrap=True)
     # Only the offline store is used; the online one is named because Feast wants an address.
     repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", market.origin)
     with ray_cluster() as cores:
         job = Retraining(market, repo, home, settings, until_ms, RayPool())
         left = described(seconds_left(set(job.steps) - set(job.finished_steps), settings, cores))
+        for symbol, count in job.bars_of.items():
+            if count < settings.lookback_bars:
+                console.print(f"{symbol}: {count} bars, less than the {settings.lookback_bars} asked for")
         console.print(f"bars up to {why}; {len(job.finished_steps)} of {len(job.steps)} steps are done; estimate: "
                       f"{left} on {cores} cores, SIZE={settings.size}", highlight=False)
-        with Board(console, settings, job.steps, cores) as board:
+        with Board(console, settings, job.steps, job.finished_steps, cores) as board:
             job.told = board.told
             retrained = job.run()
     runs = log_to_mlflow(home, retrained, began)
     for candidate in retrained.candidates:
         write_packed(home / "models" / f"candidate_{candidate.name}.pt", candidate.bundle)
     console.print(table_of(retrained))
+    for head, reason in retrained.failed.items():
+        console.print(f"{head} was left out: {reason}", highlight=False, soft_wrap=True)
     for sentence in sentences_of(retrained):
         console.print(sentence, highlight=False, soft_wrap=True)
     best = retrained.candidates[0]
@@ -173,12 +181,12 @@ def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, s
                   f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
     if strict and not best.passed:
         return NOT_PASSED
-    if status is None:
+    if door.status() is None:
         console.print(f"no hub of this home answers at {door.url}: hand one over with "
                       f"hub register --path {home / 'models' / f'candidate_{best.name}.pt'}", soft_wrap=True)
         return 0
     try:
-        handed_over(retrained, door, home, console)
+        hand_over(retrained, door, console)
     except HandoverFailed as error:
         console.print(f"not handed over: {error}", soft_wrap=True)
         return REFUSED

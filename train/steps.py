@@ -55,9 +55,13 @@ class Steps:
 
     def scratch(self, name: str) -> Path:
         """Where a step under way keeps what lets it go on after an interruption; removed when it is kept."""
-        path = self.folder / f".{name}.under_way"
+        path = self.under_way(name)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
+
+    def under_way(self, name: str) -> Path:
+        """The same folder, which need not be there."""
+        return self.folder / f".{name}.under_way"
 
     def keep(self, name: str, result: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None,
              files: Mapping[str, bytes] | None = None) -> None:
@@ -70,7 +74,18 @@ class Steps:
             np.save(beside / f"{key}{ARRAY}", values, allow_pickle=False)
         for file, content in (files or {}).items():
             (beside / file).write_bytes(content)
+        for path in (*beside.iterdir(), beside):  # a rename that outlives a power cut must not be of empty files
+            _sync(path)
         if not self.has(name):
             beside.rename(self.folder / name)
+            _sync(self.folder)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(self.folder / f".{name}.under_way", ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

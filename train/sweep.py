@@ -1,8 +1,9 @@
 """A search over the settings of one learner: Optuna proposes, Ray Tune runs, ASHA ends what falls behind.
 
 Trials run one after another unless `parallel` says otherwise: what ASHA ends depends on who finished before, and the
-same seed and rows are to give the same search. Several searches may run side by side. A search that was interrupted
-goes on from Tune's own record in `folder`.
+same seed and rows are to give the same search. Several searches may run side by side. A search that was interrupted is
+begun anew with the same seed: trials that had come to their end are kept in `folder` and only told again, step by step,
+so that Optuna and ASHA come to the same conclusions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +23,9 @@ from annotated_types import Ge
 
 from policies.errors import HubError, InvalidInput
 from train.learners import Heard, Setting, Space
+from train.steps import key_of
 
-RESULT = "trial.json"
+RESULT, RECORDS = "trial.json", "finished"
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 # What a fit is heard to lose on the way may be of another kind than the loss of its end. ASHA compares the first among
 # themselves; to Optuna a trial that was ended early is worse than any that came to its end.
@@ -76,20 +79,18 @@ def search(objective: Objective, space: Mapping[str, Space], first: Mapping[str,
     from ray.tune.search.optuna import OptunaSearch
 
     where = folder.resolve()
-    trainable = tune.with_resources(tune.with_parameters(_named_for(where), objective=objective), {"cpu": 1})
-    if tune.Tuner.can_restore(str(where)):
-        tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True, restart_errored=True)
-    else:
-        proposer = OptunaSearch(_distributions(space), metric="loss", mode="min", seed=settings.seed,
-                                points_to_evaluate=[dict(first)])
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=settings.trials, metric=None, mode=None,
-                search_alg=ConcurrencyLimiter(proposer, settings.parallel, batch=True),
-                scheduler=ASHAScheduler(time_attr="step", metric="heard", mode="min", max_t=10_000,
-                                        grace_period=settings.grace, reduction_factor=settings.reduction)),
-            run_config=tune.RunConfig(name=where.name, storage_path=str(where.parent), verbose=0))
+    shutil.rmtree(where / where.name, ignore_errors=True)  # of an interrupted search; Tune forgets what ASHA knew of it
+    trainable = tune.with_parameters(_named_for(where), objective=objective, records=where / RECORDS)
+    proposer = OptunaSearch(_distributions(space), metric="loss", mode="min", seed=settings.seed,
+                            points_to_evaluate=[dict(first)])
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1}),
+        tune_config=tune.TuneConfig(
+            num_samples=settings.trials, metric=None, mode=None,
+            search_alg=ConcurrencyLimiter(proposer, settings.parallel, batch=True),
+            scheduler=ASHAScheduler(time_attr="step", metric="heard", mode="min", max_t=10_000,
+                                    grace_period=settings.grace, reduction_factor=settings.reduction)),
+        run_config=tune.RunConfig(name=where.name, storage_path=str(where), verbose=0))
     grid = tuner.fit()
     trials = sorted((_trial_of(grid[place]) for place in range(len(grid))), key=lambda trial: trial.number)
     if not any(trial.state == FINISHED for trial in trials):
@@ -107,14 +108,14 @@ def best_of(trials: list[Trial]) -> Trial:
 
 def _named_for(folder: Path) -> Callable[..., None]:
     """`_run_trial` under a name of its own: Tune keeps functions and their parameters by name, for a whole cluster."""
-    def run(config: dict[str, Any], objective: Objective) -> None:
-        _run_trial(config, objective)
+    def run(config: dict[str, Any], objective: Objective, records: Path) -> None:
+        _run_trial(config, objective, records)
 
     run.__name__ = run.__qualname__ = f"trial_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     return run
 
 
-def _run_trial(config: dict[str, Any], objective: Objective) -> None:
+def _run_trial(config: dict[str, Any], objective: Objective, records: Path) -> None:
     """In a worker of its own. The last report carries what was found as a checkpoint: Tune's log is for numbers."""
     from ray import tune
 
@@ -125,11 +126,35 @@ def _run_trial(config: dict[str, Any], objective: Objective) -> None:
         last = step, float(loss)
         tune.report({"step": step, "heard": last[1], "loss": ENDED_EARLY + last[1], "done_well": False})
 
-    loss, found = objective(config, heard)
+    loss, found = _recorded(objective, records / f"{key_of(config)}.json")(config, heard)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / RESULT).write_text(json.dumps(found, allow_nan=False))
         tune.report({"step": last[0] + 1, "heard": last[1], "loss": float(loss), "done_well": True},
                     checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _recorded(objective: Objective, path: Path) -> Objective:
+    """The objective, kept when it has come to its end; one that is kept already is told again, not run again."""
+    def run(settings: Mapping[str, Setting], heard: Heard) -> tuple[float, dict[str, Any]]:
+        if not path.exists():
+            told: list[tuple[int, float]] = []
+
+            def hears(step: int, loss: float) -> None:
+                told.append((step, float(loss)))
+                heard(step, loss)
+
+            loss, found = objective(settings, hears)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps({"told": told, "loss": float(loss), "found": found}, allow_nan=False))
+            os.replace(part, path)
+            return loss, found
+        past = json.loads(path.read_bytes())
+        for step, loss in past["told"]:
+            heard(step, loss)
+        return past["loss"], past["found"]
+
+    return run
 
 
 def _trial_of(result: Any) -> Trial:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_repo.features import BARS, DECISION_V1
+from feature_repo.features import BARS, DECISION_V1, MINUTE_MS
 from feature_repo.generated import GeneratedMarket
 from feature_repo.market import ChosenMarket, Market, choose_market
 from feature_repo.sources import FrameSource, gathered, sources_of
@@ -42,7 +42,10 @@ def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, loo
     """The last `lookback_bars` bars of each symbol; none that closes after until_ms (None: to the end)."""
     bars = {}
     for symbol in symbols:
-        run = market.bars(symbol, stop_ms=until_ms)
+        # A live market has no beginning: what is asked for without a start would be another stretch each minute.
+        live = market.name == "hyperliquid" and until_ms is not None
+        start_ms = until_ms - lookback_bars * MINUTE_MS if live and until_ms is not None else None
+        run = market.bars(symbol, start_ms=start_ms, stop_ms=until_ms)
         if until_ms is not None:
             run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
         if len(run) < 2 * LOOKBACK_BARS:

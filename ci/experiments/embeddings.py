@@ -24,7 +24,7 @@ from scipy.stats import t as student
 
 from ci.experiments.searches import Search, found_by, quiet, searching
 from reports.report import BenchRow, write_report
-from train.retrain import Retrained
+from train.candidates import Retrained
 from train.retrain_settings import RetrainSettings
 from train.training_set import open_market
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from ci.experiments.searches import Search, found_by, quiet, searching
 from ci.experiments.zero_edge import clopper_pearson
 from reports.report import BenchRow, write_report
-from train.retrain import Retrained
+from train.candidates import Retrained
 from train.retrain_log import figures
 from train.retrain_settings import HEADS, RetrainSettings
 from train.training_set import open_market

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from feature_repo.market import Market, replay_range
 from feature_repo.store import FeatureRepo
+from train.candidates import Retrained
 from train.cluster import ray_cluster
 from train.pool import Pool, RayPool
-from train.retrain import Retrained, Retraining
+from train.retrain import Retraining
 from train.retrain_settings import RetrainSettings
 
 Say = Callable[[str], None]

@@ -25,7 +25,8 @@ from train.learners import Setting, Space
 from train.linear import LinearLearner
 from train.mae_settings import MaeSettings
 from train.pool import HerePool, Job, Pool
-from train.retrain import Retrained, Retraining
+from train.candidates import Retrained
+from train.retrain import Retraining
 from train.retrain_settings import RetrainSettings
 from train.steps import Steps
 from train.sweep import FINISHED, SweepSettings, Trial
@@ -57,22 +58,22 @@ def repo_of(home: Path, origin: str) -> FeatureRepo:
 
 
 class GarbledMarket:
-    """Another market's bars, with other prices and volumes in each bar that opens at or after from_ms."""
+    """Another market's bars, with other prices and volumes in each bar that opens in [from_ms, until_ms)."""
 
-    def __init__(self, of: Market, from_ms: int) -> None:
+    def __init__(self, of: Market, from_ms: int, until_ms: int | None = None) -> None:
         self.name, self.symbols, self.origin, self.folder = of.name, of.symbols, of.origin, of.folder
-        self._of, self._from_ms = of, from_ms
+        self._of, self._from_ms, self._until_ms = of, from_ms, until_ms
 
     def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
-        return garbled(self._of.bars(symbol, start_ms, stop_ms), self._from_ms)
+        return garbled(self._of.bars(symbol, start_ms, stop_ms), self._from_ms, self._until_ms)
 
     def describe(self) -> str:
         return self._of.describe()
 
 
-def garbled(run: Bars, from_ms: int) -> Bars:
-    """The later bars jump about by several percent; their times are as they were."""
-    later = run.open_time_ms >= from_ms
+def garbled(run: Bars, from_ms: int, until_ms: int | None = None) -> Bars:
+    """Bars from from_ms to until_ms, None for the end, jump about by several percent; their times are as they were."""
+    later = (run.open_time_ms >= from_ms) & (until_ms is None or run.open_time_ms < until_ms)
     rng = np.random.default_rng(5)
     factor = np.where(later, np.exp(rng.normal(0, 0.03, len(run))), 1.0)
     volume = np.where(later, run.volume * rng.uniform(0.1, 10, len(run)), run.volume)
