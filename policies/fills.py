@@ -1,8 +1,9 @@
 """Bracket trades (entry, stop, target, horizon): the market engine's special case that a decision is.
 
 The rules are those of `policies.engine`: market entry at the next bar's open, or a limit entry that lives for that bar
-and is else "not_filled"; then stop, target, liquidation and horizon. Training labels, the backtest and the paper bot
-all fill with it, so a policy is judged by the rules it was taught.
+and is else "not_filled"; then stop, target, liquidation and horizon. Funding settled within the entry bar is paid
+where it is owed and not received, as the entry may fill after the settlement; later bars do both. Training labels, the
+backtest and the paper bot all fill with it, so a policy is judged by the rules it was taught.
 
 `BracketTrade` takes one bar at a time and is the definition; `simulate_brackets` is the same over many entries and
 parameters at once. Fractions are of the notional at entry unless a name says otherwise. sign is +1 for long, -1 for
@@ -122,7 +123,8 @@ class BracketTrade:
         if self._bars_held == 0 and not self._enter(bar):
             return self._close(self._limit_price, "not_filled", 0.0)
         self._bars_held += 1
-        self._funding += self._sign * bar.funding_rate * bar.open / self._entry_price
+        due = self._sign * bar.funding_rate * bar.open / self._entry_price
+        self._funding += due if self._bars_held > 1 else max(0.0, due)  # it may have filled after the settlement
         ending = self._ending(bar)
         worst_price = bar.low if self._sign > 0 else bar.high
         if ending is None:

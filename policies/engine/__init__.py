@@ -25,7 +25,9 @@ gap          a bar that opens beyond stop or liquidation ends the position at th
 in the bar   a limit order that adds or opens fills before the stop; one that reduces is not filled in a bar that
              reaches stop or liquidation, which come first
 funding      every rate settled within a bar of the position, entry and exit bar included, on the notional at that open.
-             What an order closes in a bar pays the bar's rate where it is owed and does not receive it
+             What an order opens, adds or closes in a bar pays the bar's rate where it is owed and does not receive it:
+             rates settle moments after a bar opens, an order of the close before may fill on either side of that. Stop,
+             liquidation, target and horizon leave the rate of their bar as it is
 margin       isolated: an order that opens or adds sets notional / leverage of free cash aside, from which its entry fee
              and the position's funding are paid. A loss, fees and funding included, ends at the margin (the exit price
              is bounded accordingly). Free cash = cash - what is left of the margin set aside; unrealised gains are not

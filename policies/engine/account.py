@@ -39,7 +39,7 @@ class Account:
         self.refused = 0
         self.last_close = math.nan
         self._next_open_ms = -(2**63)
-        self._credit = 0.0  # funding of this bar, <= 0: what an order closes in this bar does not receive it
+        self._credit = 0.0  # funding of this bar on what was held before it, <= 0: an order that closes gives it back
         self._parts: list[Part] = []
         self._close_ms = 0
 
@@ -138,7 +138,7 @@ class Account:
         if not notional * margin <= self.free_cash * (1.0 + SPARE):
             self.refused += 1
             return False
-        funding = direction * bar.funding_rate * bar.open / price
+        funding = max(0.0, direction * bar.funding_rate * bar.open / price)  # may have filled after the settlement
         self.cash -= notional * fee
         self.fees_paid += notional * fee
         self._pay_funding(notional * funding)

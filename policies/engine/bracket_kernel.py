@@ -84,7 +84,8 @@ def _ended(prices, first, sign, leverage, tp_pct, sl_pct, horizon, costs):  # ty
     guard = sign * max(sign * stop, sign * liquidation)
     for bar in range(first, min(last + 1, len(opens))):
         if rates[bar] != 0.0:
-            funding += sign * rates[bar] * opens[bar] / entry
+            due = sign * rates[bar] * opens[bar] / entry
+            funding += due if bar > first else max(0.0, due)
             cushion = margin - funding
             liquidation = entry * (1.0 - sign * cushion) / (1.0 - sign * maintenance)
             guard = sign * max(sign * stop, sign * liquidation)

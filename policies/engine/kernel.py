@@ -137,7 +137,7 @@ def _open(state, direction, quantity, price, fee):  # type: ignore[no-untyped-de
     if not notional * margin <= free * (1.0 + SPARE):
         state[REFUSED] += 1
         return False
-    funding = direction * state[RATE] * state[OPEN] / price
+    funding = max(0.0, direction * state[RATE] * state[OPEN] / price)
     state[CASH] -= notional * fee
     state[FEES_PAID] += notional * fee
     _pay_funding(state, notional * funding)

@@ -92,9 +92,23 @@ def test_entry_and_market_exit_pay_slippage_and_taker_fee_and_target_pays_the_ma
 
 @pytest.mark.parametrize(("direction", "paid"), [("long", 0.001), ("short", -0.001)])
 def test_longs_pay_positive_funding_and_shorts_receive_it(direction: str, paid: float) -> None:
-    closed = run(action(direction), (100, 100.2, 99.8, 100, 0.001), horizon=1)
+    closed = run(action(direction), (100, 100.2, 99.8, 100), (100, 100.2, 99.8, 100, 0.001), horizon=2)
     assert closed is not None
     assert closed.funding == pytest.approx(paid)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.001])
+@pytest.mark.parametrize(("direction", "rate", "paid"), [("long", 0.001, 0.001), ("short", 0.001, 0.0),
+                                                         ("long", -0.001, 0.0), ("short", -0.001, 0.001)])
+def test_funding_of_the_entry_bar_is_paid_but_not_received(direction: str, rate: float, paid: float,
+                                                           offset: float) -> None:
+    row = (100, 100.2, 99.8, 100)
+    for horizon in (1, 2):
+        closed = run(action(direction, offset=offset), (*row, rate), row, horizon=horizon)
+        assert closed is not None
+        assert closed.exit_reason == "horizon"
+        assert closed.funding == pytest.approx(paid, rel=0.002)
+        assert closed.net_return_on_margin == pytest.approx((closed.gross - closed.funding) * 10)
 
 
 def test_liquidation_comes_where_the_margin_is_down_to_maintenance() -> None:
@@ -157,8 +171,9 @@ def test_a_bar_with_a_nan_is_refused() -> None:
 
 
 def test_outcome_carries_money_that_adds_up() -> None:
-    closed = run(action("short"), (100, 100.2, 99.8, 100, 0.001), (100, 100.1, 98, 98), costs=Costs())
+    closed = run(action("short"), (100, 100.2, 99.8, 100), (100, 100.1, 98, 98, 0.001), costs=Costs())
     assert closed is not None
+    assert closed.funding < 0
     outcome = closed.outcome("d1", equity=10_030.0)
     assert outcome.pnl == pytest.approx((outcome.entry_price - outcome.exit_price) * outcome.size)
     assert outcome.net_pnl == pytest.approx(closed.net_pnl)

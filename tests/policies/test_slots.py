@@ -54,6 +54,17 @@ def test_sparse_decisions_are_all_taken_and_equal_the_bracket_walk() -> None:
         np.testing.assert_array_equal(getattr(slots.fills, field.name), getattr(walked, field.name))
 
 
+def test_a_slot_that_enters_in_every_settling_bar_never_earns_its_funding() -> None:
+    bars = jumpy_bars(6)
+    assert bars.funding_rate is not None
+    settling = np.flatnonzero(bars.funding_rate)[1:-1]
+    for sign in (np.sign(bars.funding_rate[settling]), -np.sign(bars.funding_rate[settling])):
+        slots = simulate_slots(bars, bars.open_time_ms[settling], sign, 2.0, 0.5, 0.4, 1)
+        due = (sign * bars.funding_rate[settling] * bars.open[settling])[slots.place] / slots.fills.entry_price
+        assert len(due) == len(settling)
+        np.testing.assert_allclose(slots.fills.funding, np.maximum(due, 0.0), rtol=1e-12)
+
+
 def test_a_decision_from_before_the_first_bar_is_passed_over() -> None:
     bars = jumpy_bars(0).slice(10, 100)
     slots = simulate_slots(bars, [0, int(bars.open_time_ms[0]), int(bars.open_time_ms[3])], [1, 1, 1], 5.0, 0.5, 0.5, 1)

@@ -154,9 +154,27 @@ def test_what_an_order_closes_pays_the_funding_of_its_bar_but_does_not_receive_i
     assert account.equity == pytest.approx(1_000 - paid)
 
 
-def test_what_an_order_opens_or_adds_takes_part_in_the_funding_of_its_bar() -> None:
-    account, _ = run([(*FLAT, 0.01), (*FLAT, 0.01)], {0: hold(1.0), 1: hold(3.0)})
-    assert account.funding_paid == pytest.approx(1.0 + 3.0)
+@pytest.mark.parametrize("side", [1.0, -1.0])
+@pytest.mark.parametrize(("due", "opened", "added"), [(0.01, 1.0, 1.0 + 2.0), (-0.01, 0.0, -1.0)])
+def test_what_an_order_opens_or_adds_pays_the_funding_of_its_bar_but_does_not_receive_it(
+        side: float, due: float, opened: float, added: float) -> None:
+    rows: list[Row] = [(*FLAT, side * due), (*FLAT, side * due)]
+    account, _ = run(rows, {0: hold(side), 1: hold(3.0 * side)})
+    assert account.funding_paid == pytest.approx(opened + added)
+    assert account.cash == pytest.approx(1_000 - opened - added)
+    assert account.position is not None
+    assert account.position.notional * account.position.funding == pytest.approx(opened + added)
+
+
+@pytest.mark.parametrize("limit", [math.nan, 100.0])
+@pytest.mark.parametrize(("rate", "paid"), [(0.01, 2.0), (-0.01, 3.0)])
+def test_of_a_reversal_each_half_pays_the_funding_of_its_bar_and_neither_receives_it(rate: float, paid: float,
+                                                                                     limit: float) -> None:
+    account, parts = run([FLAT, (100, 101, 99, 100, rate)], {0: hold(2.0), 1: hold(-3.0, limit_price=limit)})
+    assert account.funding_paid == pytest.approx(paid)
+    assert [part.funding for part in parts] == [pytest.approx(max(rate, 0.0))]
+    assert account.position is not None
+    assert (account.position.sign, account.position.funding) == (-1, pytest.approx(max(-rate, 0.0)))
 
 
 def test_an_order_that_needs_more_than_the_free_cash_is_refused_whole() -> None:

@@ -38,6 +38,22 @@ def test_an_account_with_one_entry_and_brackets_ends_as_the_bracket_walk_says(se
                                rtol=1e-9, atol=1e-7)
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 7])
+def test_funding_is_what_the_entry_bar_charges_and_what_later_bars_settle(horizon: int) -> None:
+    bars = jumpy_bars(20, 300)
+    assert bars.funding_rate is not None
+    entries = np.arange(len(bars) - horizon)
+    for sign in (1.0, -1.0):
+        walked = simulate_brackets(bars, entries, sign, 2.0, 0.02, 0.02, horizon)
+        due = sign * bars.funding_rate * bars.open
+        summed = [max(0.0, due[entry]) + due[entry + 1:exit_ + 1].sum()
+                  for entry, exit_ in zip(entries, walked.exit_index, strict=True)]
+        np.testing.assert_allclose(walked.funding, summed / walked.entry_price, rtol=0, atol=1e-15)
+        if horizon == 1:
+            assert (walked.funding > 0).any()
+            assert not (walked.funding < 0).any(), "no entry earns the rate of its own bar"
+
+
 def ended(trade: BracketTrade, bars: Bars, entry: int) -> ClosedTrade | None:
     for place in range(entry, entry + 21):
         if trade.step(bar_at(bars, place)):

@@ -251,6 +251,18 @@ def test_fees_are_never_negative_and_rise_with_their_rates(seed: int) -> None:
     assert (high.equity < low.equity).all()
 
 
+def test_funding_is_received_only_on_what_was_held_before_the_bar_and_is_kept_in_it() -> None:
+    rates = np.random.default_rng(9).normal(0, 1e-4, 300)
+    bars = dataclasses.replace(jumpy_bars(9, 300, volatility=1e-3), funding_rate=rates)
+    held = np.tile([1.0, 2.0, -2.0, -3.0, 0.0], 60)  # open, add, reverse, add, close
+    before = np.concatenate([[0.0], held[:-1]])
+    kept = np.where(held * before > 0, np.minimum(np.abs(held), np.abs(before)), 0.0) * np.sign(before)
+    closed, opened, rate = before - kept, held - kept, rates * bars.open
+    paid = kept * rate + np.maximum(0.0, closed * rate) + np.maximum(0.0, opened * rate)
+    run = simulate_accounts(bars, Orders(held), 1e6, FREE)
+    assert run.funding_paid[0] == pytest.approx(paid.sum(), rel=1e-9)
+
+
 def test_without_orders_equity_stands_still() -> None:
     run = simulate_accounts(jumpy_bars(0), Orders(np.full((2, 400), np.nan)), CASH)
     assert run.curves is not None
