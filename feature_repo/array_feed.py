@@ -7,7 +7,6 @@ neither their 600 numbers a bar nor an embedding of moments that nobody asks for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -34,15 +33,6 @@ class WindowEmbedder(Protocol):
     def embed(self, windows: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-@dataclass(frozen=True)
-class _Newest:
-    """A symbol's newest known window."""
-
-    symbol: str
-    event_time_ms: int
-    values: NDArray[np.float32]
-
-
 class ArrayFeed:
     """Belongs to one feeder, which calls it under its own lock."""
 
@@ -53,7 +43,7 @@ class ArrayFeed:
         self._written: dict[tuple[str, str], tuple[int, str]] = {}
         self._embedded: dict[str, OnlineArray] = {}
         self._unkept: list[OnlineArray] = []
-        self.problem = ""  # why the last windows could not be embedded, for people
+        self._problems: dict[str, str] = {}  # by symbol
 
     def hold(self, start_ms: int, stop_ms: int) -> None:
         """Read the windows of a stretch of time."""
@@ -61,14 +51,30 @@ class ArrayFeed:
 
     def use(self, embedder: WindowEmbedder | None) -> None:
         """Embed by this one from now on; the newest windows are embedded anew. None: no embedding is written."""
-        self._embedder, self.problem = embedder, ""
-        self._embedded = {}
+        self._embedder = embedder
+        self._embedded, self._problems = {}, {}
+
+    @property
+    def problem(self) -> str:
+        """Why newest windows could not be written or embedded, for people; empty if they could."""
+        return "; ".join(f"{symbol}: {reason}" for symbol, reason in sorted(self._problems.items()))
 
     def due(self, now_ms: int, held: Held) -> list[OnlineArray]:
-        """The rows that the online store lacks at now_ms. held: the event times that it has."""
-        newest = [row for symbol in self.symbols if (row := self._newest(symbol, now_ms)) is not None]
-        windows = [OnlineArray(row.symbol, WINDOW, row.event_time_ms, row.values) for row in newest]
-        return [row for row in [*windows, *self._embeddings(newest)] if self._is_due(row, held)]
+        """The rows that the online store lacks at now_ms. held: the event times that it has.
+
+        A symbol whose window is no window, or has no embedding, is left to grow stale, and `problem` says why; the
+        others go on.
+        """
+        self._problems = {}
+        windows, embeddings = [], []
+        for symbol in self.symbols:
+            try:
+                if (window := self._newest(symbol, now_ms)) is not None:
+                    windows.append(window)
+                    embeddings += self._embedding(window)
+            except HubError as error:
+                self._problems[symbol] = str(error)
+        return [row for row in [*windows, *embeddings] if self._is_due(row, held)]
 
     def wrote(self, rows: Sequence[OnlineArray]) -> None:
         """These are in the online store now."""
@@ -79,32 +85,26 @@ class ArrayFeed:
         taken, self._unkept = self._unkept, []
         return taken
 
-    def _newest(self, symbol: str, now_ms: int) -> _Newest | None:
+    def _newest(self, symbol: str, now_ms: int) -> OnlineArray | None:
+        """The symbol's newest known window."""
         frame = self._frames.get(symbol)
         place = -1 if frame is None else frame.until(now_ms) - 1
         if frame is None or place < 0:
             return None
-        return _Newest(symbol, int(frame.event_time_ms[place]), frame.row(place))
+        return OnlineArray(symbol, WINDOW, int(frame.event_time_ms[place]), frame.row(place))
 
-    def _embeddings(self, newest: Sequence[_Newest]) -> list[OnlineArray]:
-        """Of each window; made once. What cannot be embedded is left to grow stale, and `problem` says why."""
+    def _embedding(self, window: OnlineArray) -> list[OnlineArray]:
+        """Of this window, made once; none without an embedder."""
         embedder = self._embedder
         if embedder is None:
             return []
-        fresh = [row for row in newest if (held := self._embedded.get(row.symbol)) is None
-                 or held.event_time_ms != row.event_time_ms]
-        if fresh:
-            try:
-                values = embedder.embed(np.array([row.values[-embedder.window:] for row in fresh]))
-                made = [OnlineArray(row.symbol, MARKET_EMBEDDING, row.event_time_ms, vector, embedder.version)
-                        for row, vector in zip(fresh, values, strict=True)]
-            except HubError as error:
-                self.problem = str(error)
-                return []
-            self._embedded |= {row.symbol: row for row in made}
-            self._unkept = [*self._unkept, *made][-MOST_UNKEPT:]
-            self.problem = ""
-        return [self._embedded[row.symbol] for row in newest]
+        made = self._embedded.get(window.symbol)
+        if made is None or made.event_time_ms != window.event_time_ms:
+            vector = embedder.embed(window.values[None, -embedder.window:])[0]
+            made = OnlineArray(window.symbol, MARKET_EMBEDDING, window.event_time_ms, vector, embedder.version)
+            self._embedded[window.symbol] = made
+            self._unkept = [*self._unkept, made][-MOST_UNKEPT:]
+        return [made]
 
     def _is_due(self, row: OnlineArray, held: Held) -> bool:
         return (held.get(row.symbol, {}).get(row.group) != row.event_time_ms

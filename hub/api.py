@@ -30,7 +30,7 @@ from hub.schemas import (
     ScoreBody,
     Strategy,
 )
-from hub.service import HubService
+from hub.service import EmbeddingInUse, HubService
 from hub.webhook import PolicyWebhook
 
 OPS_PAGE = Path(__file__).with_name("ops")
@@ -59,6 +59,7 @@ def build_api(service: HubService, extras: Extras, tokens: dict[str, str], setti
     app = FastAPI(title="Learner hub", version="1", openapi_url=None)
     app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, ops_token=tokens["ops"])
     map_errors(app)
+    app.add_exception_handler(EmbeddingInUse, _in_use)
     bot, ops, either = (_require(tokens, *scopes) for scopes in (("bot",), ("ops",), ("bot", "ops")))
     _decision_routes(app, service, bot)
     _policy_routes(app, service, ops, either)
@@ -105,12 +106,14 @@ def _registration_routes(app: FastAPI, service: HubService, registrar: Registrar
     @app.post("/v1/policies", dependencies=[ops])
     async def register(request: Request) -> Response:
         """The body: a bundle as one file, or {"url"} of one in the hub's artefact store."""
-        with registrar.entered():
-            upload = await registrar.received(request.stream())
+        with registrar.entered() as place:
+            upload = await registrar.received(request.stream(), "ops")
             if _is_json(upload):
-                asked = _artefact_url(upload.begins)
-                return _json(await registrar.register_url(asked.url, "ops", asked.policy_id, asked.sha256))
-            return _json(await registrar.register_upload(upload, "ops"))
+                with upload.file:
+                    asked = _artefact_url(upload.begins)
+                return _json(await registrar.register_url(asked.url, "ops", asked.policy_id, asked.sha256,
+                                                          place=place))
+            return _json(await registrar.register_upload(upload, "ops", place=place))
 
     @app.post("/v1/webhooks/policy")
     async def published(request: Request) -> Response:
@@ -122,7 +125,7 @@ def _registration_routes(app: FastAPI, service: HubService, registrar: Registrar
         """Which embedding decisions are made with from now on."""
         if body.version is None:
             return _json(await service.revert_embedding(body.reason, body.command_id))
-        return _json(await service.use_embedding(body.version, body.reason, body.command_id))
+        return _json(await service.use_embedding(body.version, body.reason, body.command_id, body.force))
 
 
 def _artefact_url(raw: bytes) -> ArtefactUrl:
@@ -216,6 +219,10 @@ def _require(tokens: dict[str, str], *scopes: Scope_) -> Any:
             raise HTTPException(403, f"this route needs a token of scope {' or '.join(scopes)}")
 
     return Depends(check)
+
+
+async def _in_use(_: Request, error: Exception) -> Response:
+    return problem(409, EmbeddingInUse.code, str(error), heads=getattr(error, "heads", []))
 
 
 def _json(content: Any, status_code: int = 200) -> Response:

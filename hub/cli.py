@@ -148,10 +148,11 @@ def embedding_show(options: dict[str, Any]) -> None:
 @embedding.command("use")
 @click.argument("version")
 @click.option("--reason", default="by the command line", show_default=True)
+@click.option("--force", is_flag=True, help="Also where that takes heads off line which have a share.")
 @click.pass_obj
-def embedding_use(options: dict[str, Any], version: str, reason: str) -> None:
+def embedding_use(options: dict[str, Any], version: str, reason: str, force: bool) -> None:
     """Embed with VERSION from now on; `none` for no embedding."""
-    _choose_embedding(options, version=version, reason=reason)
+    _choose_embedding(options, version=version, reason=reason, force=force)
 
 
 @embedding.command("revert")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -26,8 +27,10 @@ from hub.coalesce import Coalescer
 from hub.config import HubConfig
 from hub.decide import Answer, Features
 from hub.embedding_use import embedders_of
+from hub.growth_limit import limit_growth
 from hub.head_rack import HeadRack
 from hub.home import Home
+from hub.rack_loading import keep_loading
 from hub.registration import ChildIntake, registrar_of
 from hub.scores import with_scores
 from hub.service import HubService
@@ -43,19 +46,22 @@ NAMESPACE = "hub"
 SENTRY, FEEDER = "sentry", "feeder"
 
 FEEDER_PATIENCE_S = 0.25  # the first bars of some hours are prepared within it
+START_PATIENCE_S = 30.0  # with marks a head takes some hundredths, without a second
+MOST_GROWTH_BYTES = 8 * 2**30  # of a process of heads; what a canary may have is a quarter of it
 
 Result = TypeVar("Result")
 
 
 class _HeadShell:
-    def __init__(self, home: Home) -> None:
-        folder = PolicyFolder(home.policies)
-        self._rack = HeadRack(folder)
-        for policy_id in folder.ids():  # now, not within the first decision's deadline
-            try:
-                self._rack.load(policy_id)
-            except HubError as error:
-                print(f"not served: {error}", flush=True)
+    def __init__(self, home: Home, most_growth_bytes: int = MOST_GROWTH_BYTES) -> None:
+        """most_growth_bytes: of memory beyond what Ray takes; 0: no limit. The loop that answers loads nothing: the
+        ledger's policies are loaded by a thread, for which the start waits a while, so that the first decision finds
+        them."""
+        if most_growth_bytes:
+            limit_growth(most_growth_bytes)
+        self._rack, looked = HeadRack(PolicyFolder(home.policies)), threading.Event()
+        threading.Thread(target=keep_loading, args=(self._rack, home.ledger, looked), name="heads", daemon=True).start()
+        looked.wait(START_PATIENCE_S)
 
     async def propose(self, batch: list[tuple[list[str], Context]]) -> list[dict[str, tuple[Any, float, str]]]:
         return [self._rack.propose(policy_ids, context) for policy_ids, context in batch]

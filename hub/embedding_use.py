@@ -6,7 +6,10 @@ embedder, or none), actor, reason. Like a command it decides who may act: no dec
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 EMBEDDING = "embedding"
 USE, REVERT = "use_embedding", "revert_embedding"
+PATIENCE_S = 1.0  # for which a feeder waits for an embedder; with its mark it takes some hundredths
+FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 300.0  # between two tries of one that cannot be loaded
 MOST_EARLIER = 100  # versions that a revert can go back through
 
 
@@ -62,28 +67,66 @@ def embedders_of(home: Home) -> EmbedderFolder:
 
 
 class EmbeddingFollower:
-    """Has a feeder use the embedder that the ledger says. use: takes the embedder, or None for none."""
+    """Has a feeder use the embedder that the ledger says. One that cannot be loaded is tried again, more and more
+    rarely."""
 
-    def __init__(self, home: Home, use: Callable[[Embedder | None], None]) -> None:
-        self._ledger, self._embedders, self._use = LedgerEmbedding(home.ledger), embedders_of(home), use
-        self._version = NO_EMBEDDING
+    def __init__(self, home: Home, use: Callable[[Embedder | None], None],
+                 timer: Callable[[], float] = time.monotonic) -> None:
+        """use: takes the embedder, or None for none. timer: seconds on any clock that doesn't go back."""
+        self._ledger, self._embedders = LedgerEmbedding(home.ledger), embedders_of(home)
+        self._use, self._timer = use, timer
+        self._version = self._wanted = NO_EMBEDDING  # in use here; as the ledger says
+        self._loading: Future[Embedder] | None = None
+        self._pause_s, self._retry_at_s = FIRST_PAUSE_S, 0.0
         self.problem = ""  # why the version in use is not served, for people
 
     def follow(self) -> None:
-        """Take in what the ledger says now. An embedder that cannot be loaded is tried again; until then there is none.
+        """Take in what the ledger says now. Until its embedder is loaded there is none.
+
+        Loading may take a canary's time, so it is waited for a moment only, and taken when it is there. Nothing is
+        raised: the features go on whatever becomes of an embedding.
         """
-        version = self._ledger.catch_up()
-        if version == self._version:
-            return
-        self._use(None)
-        self._version = NO_EMBEDDING
         try:
-            if version != NO_EMBEDDING:
-                self._use(self._embedders.load(version))
-        except HubError as error:
-            self.problem = str(error)
+            self._follow()
+        except Exception as error:
+            self._failed(error)
+
+    def _follow(self) -> None:
+        version = self._ledger.catch_up()
+        if version != self._wanted:
+            self._wanted, self._loading, self.problem = version, None, ""
+            self._pause_s, self._retry_at_s = FIRST_PAUSE_S, self._timer()
+            self._version = NO_EMBEDDING
+            self._use(None)
+        if self._wanted == self._version:
+            self.problem = ""
             return
-        self._version, self.problem = version, ""
+        if self._loading is None:
+            if self._timer() < self._retry_at_s:
+                return
+            self._loading = self._started(self._wanted)
+            wait([self._loading], PATIENCE_S)
+        if self._loading.done():
+            loading, self._loading = self._loading, None
+            self._use(loading.result())
+            self._version, self.problem = self._wanted, ""
+
+    def _started(self, version: str) -> Future[Embedder]:
+        future: Future[Embedder] = Future()
+
+        def load() -> None:
+            try:
+                future.set_result(self._embedders.load(version))
+            except BaseException as error:  # whoever waits has to hear of it
+                future.set_exception(error)
+
+        threading.Thread(target=load, name="embedder", daemon=True).start()
+        return future
+
+    def _failed(self, error: Exception) -> None:
+        self.problem = str(error) if isinstance(error, HubError) else f"{type(error).__name__}: {error}"
+        self._retry_at_s = self._timer() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, MOST_PAUSE_S)
 
 
 class LedgerEmbedding:

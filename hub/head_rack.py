@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -9,30 +10,60 @@ from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING
 from policies.bundle import Manifest
 from policies.errors import BundleRefused, HubError
 from policies.head import Policy
-from policies.loader import load_checked
+from policies.heads import load_head
+from policies.loader import Canary, require_still_sound
 from policies.registry import PolicyFolder
 from policies.types import NO_EMBEDDING, Context, Proposal
 
+NOT_LOADED = "is not loaded here yet"
+
 
 class HeadRack:
-    """Loads each bundle once, on first use or by `load`. A head that fails is reported, never silently replaced."""
+    """Loads bundles when it is told to, and answers with those that it has. A head that fails is reported, never
+    silently replaced.
 
-    def __init__(self, folder: PolicyFolder) -> None:
-        self._folder = folder
+    To load can take a canary's second, so nobody who asks waits for it: what is not loaded says why, at once. Of a
+    stored bundle nobody's signature is asked again: that was a condition of its registration.
+    """
+
+    def __init__(self, folder: PolicyFolder, canary: Canary | None = None) -> None:
+        """canary: instead of a process of its own."""
+        self._folder, self._canary = folder, canary
         self._heads: dict[str, Policy] = {}
+        self._refused: dict[str, str] = {}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """{policy_id: why} of what could not be loaded the last time."""
+        return dict(self._refused)
 
     def load(self, policy_id: str) -> Policy:
-        """Raises BundleRefused if it cannot be served: made for other features, or not sound."""
+        """Raises BundleRefused if it cannot be served: made for other features, or not sound. Any thread may call."""
         head = self._heads.get(policy_id)
-        if head is None:
-            bundle = self._folder.get(policy_id)
-            bundle.manifest.require_feature_order(DECISION_V1.names)
-            _require_groups(bundle.manifest)
-            _require_arrays(bundle.manifest)
-            # Its canary ran when it was registered; without that mark it runs here, once.
-            head = load_checked(bundle, marks=self._folder.marks)
-            self._heads[policy_id] = head
+        if head is not None:
+            return head
+        try:
+            head = self._opened(policy_id)
+        except Exception as error:
+            self._refused[policy_id] = _reason(error)
+            raise
+        self._heads[policy_id] = head
+        self._refused.pop(policy_id, None)
         return head
+
+    def load_new(self, policy_ids: Iterable[str]) -> None:
+        """Load what has not been tried yet. What cannot be loaded is in `refused`."""
+        for policy_id in policy_ids:
+            if policy_id not in self._heads and policy_id not in self._refused:
+                with contextlib.suppress(Exception):
+                    self.load(policy_id)
+
+    def retry(self, policy_ids: Iterable[str]) -> None:
+        """Load again what could not be loaded. What cannot be stays refused, with its newest reason."""
+        for policy_id in policy_ids:
+            if policy_id in self._refused:
+                with contextlib.suppress(Exception):
+                    self.load(policy_id)
 
     def propose(self, policy_ids: Iterable[str], context: Context) -> dict[str, tuple[Proposal | None, float, str]]:
         """By policy: (proposal, milliseconds it took, "") or (None, milliseconds, why it failed)."""
@@ -41,13 +72,26 @@ class HeadRack:
     def _ask(self, policy_id: str, context: Context) -> tuple[Proposal | None, float, str]:
         started = time.perf_counter()
         proposal, failed = None, ""
+        head = self._heads.get(policy_id)
+        if head is None:
+            return None, 0.0, self._refused.get(policy_id, NOT_LOADED)
         try:
-            proposal = self.load(policy_id).propose(context)
-        except HubError as error:
-            failed = str(error)
+            proposal = head.propose(context)
         except Exception as error:  # a head is foreign code's output: whatever it raises must not reach its neighbours
-            failed = f"{type(error).__name__}: {error}"
+            failed = _reason(error)
         return proposal, (time.perf_counter() - started) * 1_000, failed
+
+    def _opened(self, policy_id: str) -> Policy:
+        bundle = self._folder.get(policy_id)
+        bundle.manifest.require_feature_order(DECISION_V1.names)
+        _require_groups(bundle.manifest)
+        _require_arrays(bundle.manifest)
+        require_still_sound(bundle, self._folder.marks, self._canary)
+        return load_head(bundle)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HubError) else f"{type(error).__name__}: {error}"
 
 
 def _require_groups(manifest: Manifest) -> None:

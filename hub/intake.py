@@ -21,8 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from policies.archive import MAX_FILES
 from policies.artefacts import MOST_BYTES, open_store
 from policies.bundle import Bundle, read_bundle
+from policies.embedder import EmbedderFolder
 from policies.errors import BundleRefused, HubError
 from policies.loader import CanaryLimits, require_checked, run_canary
 from policies.manifest import MANIFEST, MAX_MANIFEST_BYTES, WINDOW_ENCODER
@@ -31,6 +33,8 @@ from policies.registry import PolicyFolder
 NICENESS = 10
 MOST_MEMORY_BYTES = 6 * 2**30
 LIMITS = CanaryLimits(timeout_s=20.0, cpu_s=15)  # within the 30 s that Serve gives a request
+MOST_SAID = 2_000  # characters of a refusal; a hostile candidate is quoted in it
+CENTRAL_RECORD = b"PK\x01\x02"  # of each member that an archive lists
 
 _ALIAS = re.compile(r'"alias"\s*:\s*"([A-Za-z0-9_.-]{1,100})"')
 
@@ -79,24 +83,36 @@ def take_in(asked: Asked, upload: IO[bytes]) -> Taken:
         else:
             content = upload.read(MOST_BYTES + 1)
         bundle = _read(content, promised, asked)
-        folder = PolicyFolder(Path(asked.embedders if bundle.manifest.kind == WINDOW_ENCODER else asked.policies))
-        require_checked(bundle, asked.trusted_keys, folder.marks, partial(run_canary, limits=LIMITS))
-        folder.add(content)
+        _store(bundle, content, asked)
     except HubError as error:
         sha256 = hashlib.sha256(content).hexdigest() if content or not asked.url else ""
-        return Taken(sha256, alias_in(content), refused=str(error), code=error.code)
+        return Taken(sha256, alias_in(content), refused=str(error)[:MOST_SAID], code=error.code)
     manifest = json.loads(bundle.manifest.canonical_json())
     return Taken(hashlib.sha256(content).hexdigest(), bundle.manifest.alias, bundle.policy_id, manifest)
 
 
 def alias_in(content: bytes) -> str:
     """The alias that a candidate gives itself, for the record of its refusal; "" if none can be read."""
+    if content.count(CENTRAL_RECORD) > 4 * MAX_FILES:
+        return ""  # zipfile would make an object of each, a million in an archive of 58 MiB
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(MANIFEST) as file:
             found = _ALIAS.search(file.read(MAX_MANIFEST_BYTES).decode("utf-8", "replace"))
     except Exception:  # whatever a hostile archive makes zipfile raise, it has no readable alias
         return ""
     return found.group(1) if found else ""
+
+
+def _store(bundle: Bundle, content: bytes, asked: Asked) -> None:
+    """Signature, canary, disk, in this order."""
+    canary = partial(run_canary, limits=LIMITS)
+    if bundle.manifest.kind == WINDOW_ENCODER:
+        embedders = EmbedderFolder(Path(asked.embedders))
+        embedders.add(content, lambda read: require_checked(read, asked.trusted_keys, embedders.marks, canary))
+        return
+    folder = PolicyFolder(Path(asked.policies))
+    require_checked(bundle, asked.trusted_keys, folder.marks, canary)
+    folder.add(content)
 
 
 def _read(content: bytes, promised_id: str, asked: Asked) -> Bundle:

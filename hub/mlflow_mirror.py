@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from policies.bundle import pack_bundle
 from policies.errors import HubError
@@ -44,14 +43,28 @@ class Registered:
     share: float
 
 
-def read_policies(reader: LedgerReader) -> tuple[int, list[Registered]]:
-    """The position of the last row that this depends on, and every registered policy in order of registration."""
-    rows = list(reader.rows(kinds={"policy", "epoch"}))
-    epoch: Mapping[str, Any] = next((row.body for row in reversed(rows) if row.kind == "epoch"), {})
-    roles, shares = epoch.get("roles", {}), epoch.get("shares", {})
-    return rows[-1].position if rows else 0, [
-        Registered(row.key, row.body["alias"], roles.get(row.key, Role.SHADOW.value), shares.get(row.key, 0.0))
-        for row in rows if row.kind == "policy"]
+class LedgerPolicies:
+    """The policies and the last epoch of a ledger, read on and on. position: up to which it has been read."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+        self.position = 0
+        self._aliases: dict[str, str] = {}  # by policy id
+        self._epoch: Mapping[str, Any] = {}
+
+    def catch_up(self) -> list[Registered]:
+        """Take in what was recorded since; every registered policy in order of registration."""
+        head = self._reader.head()
+        for row in self._reader.rows(self.position, kinds={"policy", "epoch"}):
+            if row.kind == "policy":
+                self._aliases[row.key] = row.body["alias"]
+            else:
+                self._epoch = row.body
+            self.position = row.position
+        self.position = max(self.position, head)
+        roles, shares = self._epoch.get("roles", {}), self._epoch.get("shares", {})
+        return [Registered(policy_id, alias, roles.get(policy_id, Role.SHADOW.value), shares.get(policy_id, 0.0))
+                for policy_id, alias in self._aliases.items()]
 
 
 class MlflowMirror:
@@ -145,11 +158,12 @@ class MlflowMirror:
 def follow(reader: LedgerReader, mirror: MlflowMirror, ended: threading.Event, say: Callable[[str], None],
            period_s: float = PERIOD_S, longest_wait_s: float = LONGEST_WAIT_S) -> None:
     """Show the ledger when it says something else than last shown, and now and then, until told to end."""
+    ledger = LedgerPolicies(reader)
     shown: list[Registered] | None = None
     wait_s, since_shown_s = period_s, 0.0
     while not ended.is_set():
         try:
-            _, policies = read_policies(reader)
+            policies = ledger.catch_up()
             if policies != shown or since_shown_s >= SHOW_AGAIN_S:
                 missing = mirror.show(policies)
                 if policies != shown:
@@ -157,8 +171,8 @@ def follow(reader: LedgerReader, mirror: MlflowMirror, ended: threading.Event, s
                         (f"; without a readable bundle: {', '.join(missing)}" if missing else ""))
                 shown, since_shown_s = policies, 0.0
             wait_s = period_s
-        except (MlflowException, HubError, OSError) as error:  # whatever is away, the next look may find it again
-            say(f"not shown: {str(error)[:300]}")
+        except Exception as error:  # MLflow raises of every kind; whatever is away, the next look may find it again
+            say(f"not shown: {type(error).__name__}: {str(error)[:300]}")
             wait_s = min(2 * wait_s, longest_wait_s)
         ended.wait(wait_s)
         since_shown_s += wait_s

@@ -1,7 +1,9 @@
 """How a candidate becomes a policy, by whichever door it comes: read, checked, stored, loaded, recorded, answered.
 
-One path for uploads, URLs and webhooks. A candidate that is refused leaves one audit row and nothing else. Reading and
-checking happen in a process of their own (`hub.intake`), so the loop that answers decisions only waits for it.
+One path for uploads, URLs and webhooks. A candidate that is refused leaves one audit row and nothing else, and so does
+a body over the limit or a URL outside the store; a request that cannot be understood, and one that names what is not
+there, name no candidate. Reading and checking happen in a process of their own (`hub.intake`), so the loop that answers
+decisions only waits for it.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from hub.intake import Asked, Taken
 from hub.service import HubService
 from policies.artefacts import ArtefactStore, ArtefactsUnavailable, open_store
 from policies.embedder import version_of
-from policies.errors import BundleRefused, HubError, InvalidInput, UnknownEntity
+from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity
 from policies.manifest import WINDOW_ENCODER
-from policies.rows import REGISTRATION_REFUSED
+from policies.rows import EMBEDDER_STORED, REGISTRATION_REFUSED
 
 AT_ONCE = 2  # candidates that are checked at the same time; the machine has decisions to answer
 MOST_WAITING = 4  # more than these and those are told to come again
+KEPT_FOR_WEBHOOKS = 1  # one more place, which no upload takes
+RECEIVED_AT_ONCE = 4  # bodies; a slow one must not keep out those that are sent quickly
+UPLOAD_TIMEOUT_S = 20.0  # for a whole body
 INTAKE_TIMEOUT_S = 25.0  # Serve gives a request 30
 PIECE_BYTES = 2**20  # of an upload, written in one go
-MOST_REASON = 500  # characters of a refusal that are recorded
+MOST_REASON, MOST_SOURCE = 500, 300  # characters of a refusal that are recorded
 _PLAIN_ENVIRONMENT = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "TMPDIR", "HUB_PROCESS_OF")
 
 
@@ -43,6 +48,12 @@ class RegistrationBusy(HubError):
     """Too many candidates at once; nothing was read."""
 
     code = "registration_busy"
+
+
+class UploadTooSlow(RegistrationBusy):
+    """A body that did not arrive in its time; it was dropped."""
+
+    code = "upload_too_slow"
 
 
 class BodyTooLarge(HubError):
@@ -92,10 +103,10 @@ class ChildIntake:
                                    stdin=upload or subprocess.DEVNULL, capture_output=True, timeout=self._timeout_s,
                                    env={**environment, "OMP_NUM_THREADS": "1"}, check=False)
         except subprocess.TimeoutExpired:
-            return Taken(refused=f"checking it took more than {self._timeout_s:g} s", code=BundleRefused.code)
+            return _unfinished(asked, f"took more than {self._timeout_s:g} s")
         if ended.returncode != 0:
             print(f"intake ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-2_000:]}", flush=True)
-            return Taken(refused=f"checking it ended with {ended.returncode}", code=BundleRefused.code)
+            return _unfinished(asked, f"ended with {ended.returncode}")
         return Taken(**json.loads(ended.stdout))
 
 
@@ -103,28 +114,54 @@ class Registrar:
     """asked: what every candidate is asked for. store: where URLs must lie. scratch: of uploads under way."""
 
     def __init__(self, service: HubService, intake: Intake, asked: Asked, store: ArtefactStore, scratch: Path,
-                 most_bytes: int) -> None:
+                 most_bytes: int, upload_timeout_s: float = UPLOAD_TIMEOUT_S) -> None:
         self.service = service
         self._intake, self._asked, self._store, self._scratch = intake, asked, store, scratch
-        self._most_bytes = most_bytes
+        self._most_bytes, self._upload_timeout_s = most_bytes, upload_timeout_s
         self._checking = asyncio.Semaphore(AT_ONCE)
-        self._entered = 0
+        self._entered = self._receiving = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """A place among those that may send and be checked; RegistrationBusy when all are taken."""
-        if self._entered >= AT_ONCE + MOST_WAITING:
+    def entered(self, webhook: bool = False) -> Iterator[contextlib.ExitStack]:
+        """A place among those that may send and be checked; RegistrationBusy when all are taken.
+
+        Who is given the place by a registration keeps it until that has ended, even after whoever asked has hung up.
+        """
+        if self._entered >= AT_ONCE + MOST_WAITING + (KEPT_FOR_WEBHOOKS if webhook else 0):
             raise RegistrationBusy(f"{self._entered} candidates are being registered; try again in a moment")
         self._entered += 1
-        try:
-            yield
-        finally:
-            self._entered -= 1
+        with contextlib.ExitStack() as place:
+            place.callback(self._leave)
+            yield place
 
-    async def received(self, chunks: AsyncIterator[bytes]) -> Upload:
-        """A body as it comes in, written to disk in large pieces beside the loop. BodyTooLarge beyond the limit."""
+    def _leave(self) -> None:
+        self._entered -= 1
+
+    async def received(self, chunks: AsyncIterator[bytes], actor: str) -> Upload:
+        """A body as it comes in, written to disk beside the loop.
+
+        BodyTooLarge beyond the limit; RegistrationBusy beside RECEIVED_AT_ONCE others; UploadTooSlow in the end.
+        """
+        if self._receiving >= RECEIVED_AT_ONCE:
+            raise RegistrationBusy(f"{self._receiving} candidates are being received; try again in a moment")
+        self._receiving += 1
         file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - kept by the upload
+        try:
+            async with asyncio.timeout(self._upload_timeout_s):
+                return await self._written(file, chunks)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, TimeoutError):
+                raise UploadTooSlow(f"body: did not arrive within {self._upload_timeout_s:g} s") from None
+            if isinstance(error, BodyTooLarge):
+                await self._record(Taken(), str(error), "upload", actor, None)
+            raise
+        finally:
+            self._receiving -= 1
+
+    async def _written(self, file: IO[bytes], chunks: AsyncIterator[bytes]) -> Upload:
+        """In large pieces."""
         digest, begins, size, piece = hashlib.sha256(), b"", 0, bytearray()
 
         def write(content: bytes) -> None:
@@ -134,7 +171,6 @@ class Registrar:
         async for chunk in chunks:
             size += len(chunk)
             if size > self._most_bytes:
-                file.close()
                 raise BodyTooLarge(self._most_bytes)
             piece += chunk
             if len(piece) >= PIECE_BYTES:
@@ -146,21 +182,35 @@ class Registrar:
         file.flush()
         return Upload(file, digest.hexdigest(), size, begins)
 
-    async def register_upload(self, upload: Upload, actor: str) -> dict[str, Any]:
-        return await self.shielded(self._register(self._asked, upload, "upload", actor, None))
+    async def register_upload(self, upload: Upload, actor: str,
+                              place: contextlib.ExitStack | None = None) -> dict[str, Any]:
+        return await self.shielded(self._register(self._asked, upload, "upload", actor, None), place)
 
     async def register_url(self, url: str, actor: str, policy_id: str = "", sha256: str = "",
-                           refusal_key: str | None = None) -> dict[str, Any]:
+                           refusal_key: str | None = None, place: contextlib.ExitStack | None = None) -> dict[str, Any]:
         """policy_id, sha256: what lies there must have; "" for any. refusal_key: under which a refusal is one row."""
-        self._store.expected_id(url)  # InvalidInput for a URL that is not of our store
+        try:
+            self._store.expected_id(url)
+        except InvalidInput as refusal:  # not of our store
+            await self._record(Taken(sha256=sha256), str(refusal), url, actor, refusal_key)
+            raise
         asked = replace(self._asked, url=url, policy_id=policy_id, sha256=sha256)
-        return await self.shielded(self._register(asked, None, url, actor, refusal_key))
+        return await self.shielded(self._register(asked, None, url, actor, refusal_key), place)
 
-    async def shielded(self, work: Any) -> Any:
-        """Serve cancels a handler whose client has gone; what has begun here is ended all the same."""
+    def refusal(self, key: str, url: str) -> str:
+        """Why what lies there was refused under this key; "" if it was not."""
+        row = self.service.recorded_observation(key)
+        told = {} if row is None else row.body["detail"]
+        return str(told["reason"]) if told.get("source") == _plain(url, MOST_SOURCE) else ""
+
+    async def shielded(self, work: Any, place: contextlib.ExitStack | None = None) -> Any:
+        """Serve cancels a handler whose client has gone; what has begun here is ended all the same, in its place."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        if place is not None:
+            held = place.pop_all()
+            task.add_done_callback(lambda _: held.close())
         return await asyncio.shield(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -184,19 +234,32 @@ class Registrar:
                 if taken.refused:
                     raise BundleRefused(taken.refused)
                 if taken.manifest["kind"] == WINDOW_ENCODER:  # no policy: an operator chooses when it is used
-                    return {"accepted": "stored", "policy_id": taken.policy_id, "alias": taken.alias,
-                            "position": self.service.state.position,
-                            "embedding_version": version_of(taken.policy_id)}
+                    return await self._stored(taken, source, actor)
                 return await self.service.register(taken.policy_id, taken.alias, dict(taken.manifest), actor)
             except (BundleRefused, InvalidInput) as refusal:
                 await self._record(taken, str(refusal), source, actor, refusal_key)
                 await self._discard(taken.policy_id)
                 raise
 
+    async def _stored(self, taken: Taken, source: str, actor: str) -> dict[str, Any]:
+        """An embedder that is there now; who brought it is recorded once."""
+        key, version = f"{EMBEDDER_STORED}/{taken.policy_id}", version_of(taken.policy_id)
+        if self.service.recorded_observation(key) is None:
+            detail = {"actor": actor, "alias": taken.alias, "version": version, "id": taken.policy_id,
+                      "sha256": taken.sha256, "source": _plain(source, MOST_SOURCE)}
+            with contextlib.suppress(ContentConflict):  # somebody else has brought the same meanwhile
+                await self.service.writer.observe({"what": EMBEDDER_STORED, "policy_id": None, "figure": None,
+                                                   "detail": detail, "key": key}, self.service.clock.now_ms())
+        self.service.catch_up()
+        row = self.service.recorded_observation(key)
+        assert row is not None, "the writer acknowledged a row that the ledger does not hold"
+        return {"accepted": "stored", "policy_id": taken.policy_id, "alias": taken.alias, "position": row.position,
+                "embedding_version": version}
+
     async def _record(self, taken: Taken, reason: str, source: str, actor: str, key: str | None) -> None:
         """Before the refusal is told: who sent what, and why it was refused."""
         detail = {"actor": actor, "alias": _plain(taken.alias, 100), "sha256": taken.sha256,
-                  "source": _plain(source, 300), "reason": _plain(reason, MOST_REASON)}
+                  "source": _plain(source, MOST_SOURCE), "reason": _plain(reason, MOST_REASON)}
         observation = {"what": REGISTRATION_REFUSED, "policy_id": None, "figure": None, "detail": detail}
         if key is not None:
             observation["key"] = key
@@ -215,6 +278,14 @@ def registrar_of(home: Home, config: HubConfig, service: HubService, intake: Int
     asked = Asked(str(home.policies), str(home.root / "embedders"), config.registration.trusted_keys,
                   store_url=store.url, s3_endpoint_url=storage.s3_endpoint_url)
     return Registrar(service, intake, asked, store, home.run, config.server.max_bundle_bytes)
+
+
+def _unfinished(asked: Asked, how: str) -> Taken:
+    """A check without a result. Of an upload it judges the candidate; by URL it may be the store that hangs, and what
+    was not judged can come again.
+    """
+    code = ArtefactsUnavailable.code if asked.url else BundleRefused.code
+    return Taken(refused=f"{'reading and ' if asked.url else ''}checking it {how}", code=code)
 
 
 def _plain(text: str, most: int) -> str:

@@ -1,9 +1,10 @@
 """Makes every decision of a ledger again, from the ledger and the bundles alone, and compares field by field.
 
 A decision is recomputed from the state at its own `as_of`, with the features, failures and latencies that it recorded:
-those only the moment knew. Everything else, the heads' proposals included, must come out equal. Verdicts and epochs
-are recomputed too, and an outcome must agree with its own prices and with the episode that was made of it: the fold
-after the last outcome has nothing recorded to be compared with.
+those only the moment knew. Everything else, the heads' proposals included, must come out equal. How fast a head answers
+here is not asked, so a busy machine finds what an idle one finds. Verdicts and epochs are recomputed too, and an
+outcome must agree with its own prices and with the episode that was made of it: the fold after the last outcome has
+nothing recorded to be compared with.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def _decided_again(report: ReplayReport, state: HubState, rack: HeadRack, decisi
         if "failed" in recorded:
             answers[policy_id] = Answer(None, recorded["latency_ms"], recorded["failed"])
             continue
+        rack.load_new([policy_id])
         proposal, _, failed = rack.propose([policy_id], decide.context_of(body["request"], features))[policy_id]
         answers[policy_id] = Answer(proposal, recorded["latency_ms"], failed)
         report.proposals += 1

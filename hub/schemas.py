@@ -120,10 +120,14 @@ class PolicyPublished(Strict):
 
 
 class EmbeddingBody(Strict):
-    """version: to embed with from now on, "none" for none; or revert: back to the last one before it in use."""
+    """version: to embed with from now on, "none" for none; or revert: back to the last one before it in use.
+
+    force: also where that takes heads off line which have a share. A revert does so anyhow.
+    """
 
     version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,80}$")] | None = None
     revert: Annotated[bool, Field(strict=True)] = False
+    force: Annotated[bool, Field(strict=True)] = False
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
     command_id: Identifier | None = None
 

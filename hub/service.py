@@ -27,6 +27,7 @@ from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
+from policies.manifest import Manifest
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
 from policies.types import NO_EMBEDDING, Context, Role
 from sentry.ledger import LedgerReader
@@ -35,6 +36,17 @@ from sentry.ledger import LedgerReader
 # means that the ledger changes faster than decisions can be made, and the safe answer is right.
 ATTEMPTS = 3
 MOST_REASONS = 500  # of degraded parts that are counted one by one
+
+
+class EmbeddingInUse(HubError):
+    """Another embedding would take heads off line that have a share; nothing was written. heads: their aliases."""
+
+    code = "embedding_in_use"
+
+    def __init__(self, version: str, heads: list[str]) -> None:
+        self.version, self.heads = version, heads
+        super().__init__(f"{', '.join(heads)} would decide no more: made for embedding {version}, which is in use; "
+                         "say force to change it all the same")
 
 
 class FeatureSource(Protocol):
@@ -86,8 +98,9 @@ class Embedders(Protocol):
         """{version: id of the bundle}."""
         ...
 
-    def load(self, version: str) -> Any:
-        """Raises HubError for one that is not there or cannot serve."""
+    def checked(self, version: str) -> Manifest:
+        """Its manifest, once it has been found sound elsewhere: this process never opens one. Raises HubError for one
+        that is not there or cannot serve."""
         ...
 
 
@@ -298,17 +311,26 @@ class HubService:
         self.catch_up()
         return {**answer, "policy_id": policy_id, "alias": alias}
 
-    async def use_embedding(self, version: str, reason: str, command_id: str | None = None) -> dict[str, Any]:
+    async def use_embedding(self, version: str, reason: str, command_id: str | None = None,
+                            force: bool = False) -> dict[str, Any]:
         """Serve this version of the market's embedding, or none. From the answer on, decisions obey: only heads that
-        were made for it are given an embedding. UnknownEntity for a version that is not stored.
+        were made for it are given an embedding. UnknownEntity for a version that is not stored; EmbeddingInUse, unless
+        `force`, while a head that has a share is made for the one in use.
         """
         await self._require_embedder(version)
+        self.catch_up()
+        recorded = command_id is not None and self.recorded_observation(_embedding_key(command_id)) is not None
+        without = [head.alias for head in self.state.left_without(version)]
+        if without and not force and not recorded:  # what is recorded was allowed, and changes nothing again
+            raise EmbeddingInUse(self.state.embedding.version, without)
         return await self._embedding(USE, version, reason, command_id)
 
     async def revert_embedding(self, reason: str, command_id: str | None = None) -> dict[str, Any]:
-        """Back to the last version that was in use before this one, which may be none."""
+        """Back to the last version that was in use before this one, which may be none. Whoever it takes off line: this
+        is for emergencies.
+        """
         self.catch_up()
-        recorded = None if command_id is None else self._reader.get("observation", _embedding_key(command_id))
+        recorded = None if command_id is None else self.recorded_observation(_embedding_key(command_id))
         version = self.state.embedding.earlier if recorded is None else recorded.body["detail"]["version"]
         if version is None:
             raise InvalidInput("revert", "an embedding that was in use before", self.state.embedding.version)
@@ -320,8 +342,8 @@ class HubService:
             return
         if self._embedders is None:
             raise UnknownEntity("embedding", version, [NO_EMBEDDING])
-        embedder = await asyncio.to_thread(self._embedders.load, version)
-        for group, count in ((WINDOW, embedder.window), (MARKET_EMBEDDING, embedder.size)):
+        manifest = await asyncio.to_thread(self._embedders.checked, version)
+        for group, count in ((WINDOW, manifest.arrays[WINDOW]), (MARKET_EMBEDDING, int(manifest.parameters["size"]))):
             if not ARRAYS[group].admits(count):
                 raise InvalidInput(f"numbers of {group} of {version}", f"at most {ARRAYS[group].most} and a multiple "
                                    f"of {ARRAYS[group].step}", count)
@@ -344,6 +366,9 @@ class HubService:
 
     # -- questions --------------------------------------------------------------------------------------------------
 
+    def recorded_observation(self, key: str) -> Row | None:
+        return self._reader.get("observation", key)
+
     async def readiness(self) -> dict[str, Any]:
         """Ready when a decision would be recorded: the ledger folds, the writer answers, features can be read."""
         self.catch_up()
@@ -356,11 +381,15 @@ class HubService:
         return {"ready": all(parts.values()), "parts": parts, "position": self.state.position}
 
     async def feature_ages(self) -> dict[str, dict[str, int] | None]:
-        """{symbol: {group: age in ms on the hub's clock}} of what the online store holds; None if it cannot be read."""
+        """{symbol: {group: age in ms on the hub's clock}} of what the online store holds; None if it cannot be read.
+
+        Without the market's embedding while none is in use: one that nobody makes any more has only its age.
+        """
         now_ms = self.clock.now_ms()
+        unused = MARKET_EMBEDDING if self.state.embedding.version == NO_EMBEDDING else ""
         found = await asyncio.gather(*(self._features.read(symbol, now_ms, tuple(ARRAYS)) for symbol in self.symbols))
         return {symbol: None if features.values is None else
-                {group: now_ms - event_ms for group, event_ms in features.event_time_ms.items()}
+                {group: now_ms - event_ms for group, event_ms in features.event_time_ms.items() if group != unused}
                 for symbol, features in zip(self.symbols, found, strict=True)}
 
     def policy_id_of(self, name: str) -> str:
@@ -413,4 +442,5 @@ def _recorded_answer(row: Row, request_hash: str, state: HubState) -> dict[str, 
     return answer_of(row.key, row.body, row.position)
 
 
-__all__ = ["FeatureSource", "Feeder", "Heads", "HubError", "HubService", "Seen", "Writer", "answer_of"]
+__all__ = ["EmbeddingInUse", "FeatureSource", "Feeder", "Heads", "HubError", "HubService", "Seen", "Writer",
+           "answer_of"]

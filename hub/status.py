@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def feature_ages(ages: dict[str, dict[str, int] | None]) -> list[dict[str, Any]]:
-    """One entry per symbol and group of `decision_v1`, or array group, that was ever written, and per required one: a
-    feed that dies is seen by its age. age_ms None: never written, or nothing can be read.
+    """One entry per symbol and group of `decision_v1`, or array group, that is told of, and per required one: a feed
+    that dies is seen by its age. age_ms None: never written, or nothing can be read.
     """
     ttl_of = {**DECISION_V1.ttl_ms, **{name: group.ttl_ms for name, group in ARRAYS.items()}}
     told = []

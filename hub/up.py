@@ -222,6 +222,10 @@ def _first_heads(hub: Running, say: Say) -> None:
         known = client.get("/v1/policies").raise_for_status().json()["policies"]
         if any(_is_served(hub, policy["policy_id"]) for policy in known):
             return
+        if hub.config.registration.trusted_keys:
+            say("heads: none can be served, and none are trained: registration.trusted_keys lets in only what one of "
+                "them signed, which the first heads are not; until one is registered the LLM decides alone")
+            return
         say(f"heads: {'none of the registered ones can be served' if known else 'none registered yet'}; "
             "training the first ones")
         for path in _trained(hub, say):

@@ -103,29 +103,38 @@ class PolicyWebhook:
         """
         message_id = verify(self._secret, headers, body, self._wall_s())
         body_sha256 = hashlib.sha256(body).hexdigest()
+        recorded = await self._registrar.shielded(self._recorded(message_id, body, body_sha256))
+        return _answer(recorded, message_id, body_sha256)
+
+    async def _recorded(self, message_id: str, body: bytes, body_sha256: str) -> Row:
+        """What came of the message, now or before."""
         lock = self._under_way.setdefault(message_id, asyncio.Lock())
         try:
             async with lock:
                 recorded = self._reader.get("observation", f"webhook/{message_id}")
                 if recorded is None:
-                    with self._registrar.entered():
-                        recorded = await self._registrar.shielded(self._effect(message_id, body, body_sha256))
+                    with self._registrar.entered(webhook=True):
+                        recorded = await self._effect(message_id, body, body_sha256)
+                return recorded
         finally:
             if not lock.locked():
                 self._under_way.pop(message_id, None)
-        return _answer(recorded, message_id, body_sha256)
 
     async def _effect(self, message_id: str, body: bytes, body_sha256: str) -> Row:
         data = _published(body)
+        refusal_key = f"refused/webhook/{message_id}"
         detail = {"message_id": message_id, "body_sha256": body_sha256, "url": data.url, "refused": "", "alias": "",
                   "position": None}
-        policy_id = None
-        try:
-            done = await self._registrar.register_url(data.url, "webhook", data.policy_id, data.sha256,
-                                                      refusal_key=f"refused/webhook/{message_id}")
-            policy_id, detail["alias"], detail["position"] = done["policy_id"], done["alias"], done["position"]
-        except BundleRefused as refusal:
-            detail["refused"] = str(refusal)[:500]
+        # A refusal that is recorded stands, though its message could not be: told again, it may be worded otherwise.
+        policy_id, detail["refused"] = None, self._registrar.refusal(refusal_key, data.url)
+        if not detail["refused"]:
+            try:
+                done = await self._registrar.register_url(data.url, "webhook", data.policy_id, data.sha256, refusal_key)
+                policy_id, detail["alias"], detail["position"] = done["policy_id"], done["alias"], done["position"]
+            except (BundleRefused, InvalidInput, ContentConflict):
+                detail["refused"] = self._registrar.refusal(refusal_key, data.url)
+                if not detail["refused"]:
+                    raise
         service = self._registrar.service
         await service.writer.observe({"what": RECEIVED, "policy_id": policy_id, "figure": None, "detail": detail,
                                       "key": f"webhook/{message_id}"}, service.clock.now_ms())

@@ -16,7 +16,8 @@ class Bars:
     """One contiguous or gappy run of bars, sorted, without duplicates.
 
     open_time_ms: int64 (N,). open, high, low, close: float64 (N,), USD, > 0. volume: float64 (N,), base units, >= 0.
-    funding_rate: float64 (N,) or None: the rate settled within the bar (paid by longs if positive), 0 where none was.
+    All finite. funding_rate: float64 (N,) or None: the rate settled within the bar (paid by longs if positive), 0 where
+    none was.
     """
 
     symbol: str
@@ -63,11 +64,13 @@ class Bars:
         """The same bars, or InvalidInput naming the first one that breaks the promise of this class."""
         prices = np.vstack([self.open, self.high, self.low, self.close])
         fine = np.isfinite(prices).all(axis=0) & (prices > 0).all(axis=0)
-        fine &= (self.high >= prices.max(axis=0)) & (self.low <= prices.min(axis=0)) & (self.volume >= 0)
+        fine &= (self.high >= prices.max(axis=0)) & (self.low <= prices.min(axis=0))
+        fine &= (self.volume >= 0) & np.isfinite(self.volume)
         if not fine.all():
             bad = int(np.argmin(fine))
             raise InvalidInput(f"bars.{self.symbol}[{bad}]", "finite, low <= open, close <= high, volume >= 0",
-                               f"{prices[:, bad].tolist()} at {int(self.open_time_ms[bad])}")
+                               f"{[*prices[:, bad].tolist(), float(self.volume[bad])]} at "
+                               f"{int(self.open_time_ms[bad])}")
         if not (np.diff(self.open_time_ms) > 0).all():
             bad = int(np.argmin(np.diff(self.open_time_ms) > 0)) + 1
             raise InvalidInput(f"bars.{self.symbol}[{bad}].open_time_ms", "later than the bar before",

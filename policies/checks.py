@@ -19,14 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from policies.errors import BundleRefused, HubError
 from policies.head import CLASSES, Policy
-from policies.keyed_random import generator
+from policies.probe_rows import Rows, head_rows, window_rows
 from policies.types import Context, Direction, Portfolio, Proposal
 
 LATENCY_LIMIT_MS = 50.0
 MOST_NAMED = 6  # findings in a refusal
 TOLERANCE = 1e-4  # by which a served probability may differ from the training framework's
-
-Rows = NDArray[np.float64]
 
 
 class Encoder(Protocol):
@@ -42,11 +40,12 @@ def check_policy(head: Policy, rows: ArrayLike | None = None, latency_limit_ms: 
                  timer: Callable[[], float] = time.perf_counter) -> list[str]:
     """What is wrong with a head, in sentences; [] if it is sound.
 
-    rows: (N, width) input rows, N >= 2, as the head will meet them; without, normal ones.
-    latency_limit_ms: that 95 % of the rows must be answered within; each row's figure is the better of two.
+    rows: (N, width) input rows, N >= 2, as the head will meet them; without, normal and extreme ones.
+    latency_limit_ms: that 95 % of the rows must be answered within; each row's figure is the better of two. Infinite:
+    how long it takes is not looked at, so that the findings do not depend on what else the machine does.
     timer: seconds on any clock that doesn't go back. An ensemble's members are checked as well.
     """
-    vectors = normal_rows(head.width) if rows is None else np.array(rows, dtype=np.float64)
+    vectors = head_rows(len(head.features), head.arrays) if rows is None else np.array(rows, dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) < 2 or vectors.shape[1] != head.width:
         return [f"rows to check with must be (N, {head.width}) with N >= 2, got {vectors.shape}"]
     findings = _check_at_once(head, vectors[:5], latency_limit_ms, timer)
@@ -66,9 +65,9 @@ def check_policy(head: Policy, rows: ArrayLike | None = None, latency_limit_ms: 
     return findings
 
 
-def require_sound(head: Policy, rows: ArrayLike | None = None) -> None:
+def require_sound(head: Policy, rows: ArrayLike | None = None, latency_limit_ms: float = LATENCY_LIMIT_MS) -> None:
     """BundleRefused with every finding unless `check_policy` finds nothing."""
-    refuse_unless_sound(head.policy_id, check_policy(head, rows))
+    refuse_unless_sound(head.policy_id, check_policy(head, rows, latency_limit_ms))
 
 
 def refuse_unless_sound(policy_id: str, findings: Sequence[str]) -> None:
@@ -101,7 +100,7 @@ def check_agreement(head: Policy, rows: ArrayLike, expected: ArrayLike, toleranc
 def check_encoder(encoder: Encoder, latency_limit_ms: float = LATENCY_LIMIT_MS,
                   timer: Callable[[], float] = time.perf_counter) -> list[str]:
     """What is wrong with an encoder of windows, in sentences; [] if it is sound."""
-    windows = normal_rows(encoder.window).astype(np.float32)
+    windows = window_rows(encoder.window).astype(np.float32)
     try:
         first = [_embedded(encoder, row[None]) for row in windows[:5]]
         slow = _check_latency(first, latency_limit_ms, timer, percent=50)
@@ -118,12 +117,6 @@ def check_encoder(encoder: Encoder, latency_limit_ms: float = LATENCY_LIMIT_MS,
     except HubError as error:
         return [f"failed on a window that it should encode: {error}"]
     return findings or _check_latency([_embedded(encoder, row[None]) for row in windows], latency_limit_ms, timer)
-
-
-def normal_rows(width: int) -> Rows:
-    """(65, width): 40 standard normal rows, 24 three times as wide, and one of zeros."""
-    rng = generator(0, "check_policy")
-    return np.concatenate([rng.normal(size=(40, width)), 3.0 * rng.normal(size=(24, width)), np.zeros((1, width))])
 
 
 def _check_predictions(head: Policy, rows: Rows) -> list[str]:
@@ -231,6 +224,8 @@ def _check_at_once(head: Policy, rows: Rows, limit_ms: float, timer: Callable[[]
 
 def _check_latency(calls: Sequence[Callable[[], object]], limit_ms: float, timer: Callable[[], float],
                    percent: int = 95) -> list[str]:
+    if math.isinf(limit_ms):
+        return []
     taken_ms = []
     for call in calls:
         times = [timer()]

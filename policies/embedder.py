@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.bundle import ONNX_FILE, WINDOW_ENCODER, Bundle, read_bundle
+from policies.bundle import ONNX_FILE, WINDOW_ENCODER, Bundle, Manifest, read_bundle
 from policies.errors import BundleRefused, HubError, InvalidInput, UnknownEntity
-from policies.loader import require_checked
+from policies.loader import Canary, require_checked, require_still_sound
 from policies.onnx_graph import EMBEDDING
 from policies.onnx_session import OnnxFunction
+from policies.probe_rows import WINDOW_ARRAY
 from policies.registry import PolicyFolder
+from policies.sound_marks import SoundMarks
 from policies.types import NO_EMBEDDING
 
-VERSION_DIGITS = 12
-WINDOW_ARRAY = "window"  # the array group that an embedder takes the last numbers of
+VERSION_DIGITS = 12  # of an id: few enough that two ids can be made to begin alike, so a second one is refused
 
 Floats = NDArray[np.float32]
 
@@ -83,31 +84,74 @@ def load_embedder(bundle: Bundle) -> Embedder:
 
 
 class EmbedderFolder:
-    """Window encoders on disk, by id, as policies are stored. Any number of processes may share the folder."""
+    """Window encoders on disk, by id, as policies are stored. Any number of processes may share the folder.
 
-    def __init__(self, root: Path) -> None:
-        self._folder = PolicyFolder(root)
+    What is opened has passed a canary on this machine. Who has signed is asked when a candidate is taken in and never
+    again: who can write in this folder can have an embedder used without a signature.
+    """
 
-    def add(self, source: Path | bytes, check: Callable[[Bundle], object] = require_checked) -> str:
-        """Keep an embedder that is found sound, by default in a process of its own; its version.
+    def __init__(self, root: Path, canary: Canary | None = None) -> None:
+        """canary: instead of a process of its own."""
+        self._folder, self._canary = PolicyFolder(root), canary
 
-        BundleRefused, and nothing changes, if it is not.
+    @property
+    def marks(self) -> SoundMarks:
+        """Which of the stored embedders have passed their canary here."""
+        return self._folder.marks
+
+    def add(self, source: Path | bytes, check: Callable[[Bundle], object] | None = None) -> str:
+        """Keep an embedder that is found sound; its version. check: instead of the canary, with the same consequence.
+
+        BundleRefused, and nothing changes, if it is not sound, or if another one has its version.
         """
         bundle = read_bundle(source)
         if bundle.manifest.kind != WINDOW_ENCODER:
             raise BundleRefused(f"an embedder is of kind {WINDOW_ENCODER}, this bundle is of kind "
                                 f"{bundle.manifest.kind}")
-        check(bundle)
+        version = version_of(bundle.policy_id)
+        others = [other for other in self._ids_of(version) if other != bundle.policy_id]
+        if others:
+            raise BundleRefused(f"its version {version} is that of the stored embedder {others[0]}; change anything in "
+                                f"its manifest and it gets another")
+        if check is None:
+            require_checked(bundle, (), self.marks, self._canary)
+        else:
+            check(bundle)
+            self.marks.set(bundle.policy_id)
         self._folder.add(source)
-        return version_of(bundle.policy_id)
+        return version
 
     def versions(self) -> dict[str, str]:
         """{version: id of the bundle}."""
         return {version_of(policy_id): policy_id for policy_id in self._folder.ids()}
 
+    def manifest(self, version: str) -> Manifest:
+        """Of this version; no other file of it is read. Raises UnknownEntity for one that is not stored."""
+        return self._folder.manifest(self._id(version))
+
+    def checked(self, version: str) -> Manifest:
+        """As `load`, but nothing is opened in this process, only read and hashed: for whoever serves others."""
+        return self._sound(version).manifest
+
     def load(self, version: str) -> Embedder:
-        """Raises UnknownEntity for a version that is not stored, BundleRefused for one that cannot serve."""
-        known = self.versions()
-        if version not in known:
-            raise UnknownEntity("embedding", version, [*known, NO_EMBEDDING])
-        return load_embedder(self._folder.get(known[version]))
+        """Raises UnknownEntity for a version that is not stored, BundleRefused for one that cannot serve.
+
+        Without its mark, as after a change of this code, it waits for a canary: not for a loop that answers others.
+        """
+        return load_embedder(self._sound(version))
+
+    def _sound(self, version: str) -> Bundle:
+        bundle = self._folder.get(self._id(version))
+        require_still_sound(bundle, self.marks, self._canary)
+        return bundle
+
+    def _id(self, version: str) -> str:
+        found = self._ids_of(version)
+        if not found:
+            raise UnknownEntity("embedding", version, [*self.versions(), NO_EMBEDDING])
+        if len(found) > 1:
+            raise BundleRefused(f"{version} is the version of several stored embedders: {', '.join(found)}")
+        return found[0]
+
+    def _ids_of(self, version: str) -> list[str]:
+        return [policy_id for policy_id in self._folder.ids() if version_of(policy_id) == version]

@@ -3,6 +3,7 @@
 Hash and schema are checked when a bundle is read (`policies.bundle`). Then a signature, if any is asked for; then a
 canary: a process of its own, with limits on time and memory, loads the weights and checks the head (`policies.canary`).
 Only when that has ended well does this process open the weights. Everything else is BundleRefused with the reason.
+What was taken in before is asked less when it is served again: see `require_still_sound`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from policies.head import Policy
 from policies.heads import load_head
 from policies.manifest import WINDOW_ENCODER
 from policies.signing import verify
-from policies.sound_marks import DEFAULT_LIMITS, CanaryLimits, SoundMarks
+from policies.sound_marks import DEFAULT_LIMITS, SERVED_LIMITS, CanaryLimits, SoundMarks
 
 CANARY = ("-m", "policies.canary")
 MOST_AT_ONCE = 2
@@ -53,16 +54,30 @@ def load_checked(bundle: Bundle, trusted_keys: Collection[str] = (), marks: Soun
 
 def require_checked(bundle: Bundle, trusted_keys: Collection[str] = (), marks: SoundMarks | None = None,
                     canary: Canary | None = None) -> None:
-    """As `load_checked`, for whoever loads it otherwise, such as an embedder."""
+    """As `load_checked`, for whoever loads it otherwise, such as an embedder. The limits are those of the marks."""
     verify(bundle, trusted_keys)
     if marks is not None and marks.holds(bundle.policy_id):
         return
-    if bundle.files:
-        (canary or run_canary)(bundle)
-    else:  # no weights, nothing to open
-        require_sound(load_head(bundle))
+    limits = DEFAULT_LIMITS if marks is None else marks.limits
+    if not bundle.files:  # no weights, nothing to open
+        require_sound(load_head(bundle), None, limits.latency_ms)
+    elif canary is not None:
+        canary(bundle)
+    else:
+        run_canary(bundle, limits)
     if marks is not None:
         marks.set(bundle.policy_id)
+
+
+def require_still_sound(bundle: Bundle, marks: SoundMarks, canary: Canary | None = None) -> None:
+    """BundleRefused unless a bundle that was taken in before can be served again.
+
+    With a mark, nothing is asked. Without, as after any change of this code, it must pass its canary again, but not by
+    the clock: the answer does not depend on what else the machine does. Nobody need have signed it, which is a
+    condition of being taken in only.
+    """
+    if not marks.holds(bundle.policy_id):
+        require_checked(bundle, (), marks.under(SERVED_LIMITS), canary)
 
 
 def run_canary(bundle: Bundle, limits: CanaryLimits = DEFAULT_LIMITS) -> None:

@@ -1,17 +1,29 @@
-"""The two places where artefacts lie: a folder, and an S3 bucket. Contents by key, whole or not at all."""
+"""The two places where artefacts lie: a folder, and an S3 bucket. Contents by key, whole or not at all.
+
+Somebody waits for what is read, so a reading of S3 ends within 20 s however the store hangs; what is written may take
+its time.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 CONNECT_TIMEOUT_S = 3.0
-READ_TIMEOUT_S = 20.0
-ATTEMPTS = 3  # of one request, and of reading one answer to its end
+READ_TIMEOUT_S = 5.0  # between two pieces of an answer
+WRITE_TIMEOUT_S = 20.0  # for the answer to what was written
+ATTEMPTS = 3  # of one reading or writing
+AGAIN_WITHIN_S = 6.0  # of the beginning: a reading is not tried again later than this
+ANSWER_WITHIN_S = 14.0  # of the beginning: an answer that has not ended by then is given up
+PAUSE_S = 0.2  # between two attempts
 
+PIECE_BYTES = 2**16  # small enough that a trickle is noticed
+
+_SERVERS_FAULT = 500  # and beyond: statuses of HTTP that another attempt may not get
 _ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -47,34 +59,45 @@ class FolderObjects:
 
 
 class S3Objects:
-    """Keys below a prefix of a bucket. The client is made at first use: only then are AWS's libraries imported."""
+    """Keys below a prefix of a bucket. Clients are made at first use: only then are AWS's libraries imported."""
 
     def __init__(self, bucket: str, prefix: str, endpoint_url: str = "") -> None:
         self._bucket, self._prefix, self._endpoint_url = bucket, f"{prefix}/" if prefix else "", endpoint_url
-        self._client: Any = None
+        self._clients: dict[float, Any] = {}  # by how long they wait for an answer
 
     def put(self, key: str, content: bytes) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            self._s3().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=content)
+            self._s3(WRITE_TIMEOUT_S, ATTEMPTS).put_object(Bucket=self._bucket, Key=self._prefix + key, Body=content)
         except (BotoCoreError, ClientError) as error:
             raise OSError(str(error)) from error
 
     def get(self, key: str, most_bytes: int) -> bytes | None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        failed = ""
-        for _ in range(ATTEMPTS):  # botocore repeats requests by itself, but not an answer that broke off
+        try:
+            client = self._s3(READ_TIMEOUT_S, 1)
+        except BotoCoreError as error:
+            raise OSError(str(error)) from error
+        began, failed = time.monotonic(), ""
+        for attempt in range(ATTEMPTS):  # botocore would repeat requests, but not an answer that broke off
+            if attempt:
+                time.sleep(PAUSE_S)
+                if time.monotonic() - began > AGAIN_WITHIN_S:
+                    break
             try:
-                answer = self._s3().get_object(Bucket=self._bucket, Key=self._prefix + key)
+                answer = client.get_object(Bucket=self._bucket, Key=self._prefix + key)
                 promised = min(answer["ContentLength"], most_bytes + 1)
                 with answer["Body"] as body:
-                    content = _read(body, promised)
+                    content = _read(body, promised, began + ANSWER_WITHIN_S)
             except ClientError as error:
                 if error.response.get("Error", {}).get("Code") in _ABSENT:
                     return None
-                raise OSError(str(error)) from error
+                failed = str(error)
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < _SERVERS_FAULT:
+                    break  # it would be refused again
+                continue
             except BotoCoreError as error:
                 failed = str(error)
                 continue
@@ -83,23 +106,23 @@ class S3Objects:
             failed = f"{key} broke off after {len(content)} of {answer['ContentLength']} bytes"
         raise OSError(failed)
 
-    def _s3(self) -> Any:
-        if self._client is None:
+    def _s3(self, answer_timeout_s: float, attempts: int) -> Any:
+        if answer_timeout_s not in self._clients:
             import boto3
             from botocore.config import Config
 
-            settings = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S,
-                              retries={"max_attempts": ATTEMPTS, "mode": "standard"})
+            settings = Config(connect_timeout=CONNECT_TIMEOUT_S, read_timeout=answer_timeout_s,
+                              retries={"total_max_attempts": attempts, "mode": "standard"})
             # A session of its own: the default one is shared by threads and keeps the first credentials it saw.
-            self._client = boto3.session.Session().client("s3", endpoint_url=self._endpoint_url or None,
-                                                          config=settings)
-        return self._client
+            self._clients[answer_timeout_s] = boto3.session.Session().client(
+                "s3", endpoint_url=self._endpoint_url or None, config=settings)
+        return self._clients[answer_timeout_s]
 
 
-def _read(body: Any, most_bytes: int) -> bytes:
-    """Up to most_bytes; less if the answer ends before."""
+def _read(body: Any, most_bytes: int, until_s: float) -> bytes:
+    """Up to most_bytes; less if the answer ends before, or the monotonic clock reaches until_s."""
     parts, left = [], most_bytes
-    while left > 0 and (part := body.read(min(left, 2**20))):
+    while left > 0 and time.monotonic() < until_s and (part := body.read(min(left, PIECE_BYTES))):
         parts.append(part)
         left -= len(part)
     return b"".join(parts)

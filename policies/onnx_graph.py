@@ -1,4 +1,5 @@
-"""What an ONNX graph must be before it is opened: closed, of standard operators, of finite numbers, rows in, rows out.
+"""What an ONNX graph must be before it is opened: closed, of standard operators, of finite numbers and fixed sizes,
+rows in, rows out.
 
 A graph is plain numbers and operators, but it may name files to read weights from, libraries' own operators, loops, or
 operators that draw at random. None of them is needed to answer a row, so each is refused.
@@ -16,6 +17,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from policies.errors import BundleRefused
 from policies.manifest import one_line
+from policies.onnx_sizes import require_fixed_sizes
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 PROBABILITIES, EMBEDDING = "probabilities", "embedding"
@@ -44,6 +46,7 @@ def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES
     for tensor in _tensors(model):
         _require_finite(tensor)
     _require_signature(model, width, output)
+    require_fixed_sizes(model.graph.node, [value.name for value in model.graph.input])
 
 
 def _require_standard(model: ModelProto) -> None:

@@ -16,7 +16,8 @@ verdict        key position       policy_id or "book", judgement, rule, figure, 
 observation    key position, or the sender's own
                                   what, policy_id, figure, detail: what cannot be folded from outcomes; of "sentiment"
                                   key sentiment/source/symbol/time_ms, figure score, detail the rest of it; of
-                                  "registration_refused" detail actor, alias, sha256, source, reason; of "webhook"
+                                  "registration_refused" detail actor, alias, sha256, source, reason; of "embedder"
+                                  key embedder/id, detail actor, alias, version, id, sha256, source; of "webhook"
                                   key webhook/id, detail what was sent and what came of it
 
 `trade` is what an outcome's row repeats of its decision, so that it can be folded alone: symbol, strategy, policy_id,
@@ -44,7 +45,8 @@ BLOCKING_KINDS = frozenset({"configuration", "policy", "command", "epoch", "verd
 AUDIT_KINDS = frozenset({"genesis", "configuration", "policy", "command", "epoch", "verdict", "observation"})
 
 REGISTRATION_REFUSED = "registration_refused"  # the observation of a candidate that did not become a policy
-AUDITED_OBSERVATIONS = frozenset({REGISTRATION_REFUSED, "embedding"})
+EMBEDDER_STORED = "embedder"  # the observation of an embedder that can be chosen from now on
+AUDITED_OBSERVATIONS = frozenset({REGISTRATION_REFUSED, EMBEDDER_STORED, "embedding"})
 
 BOOK = "book"  # the policy_id of verdicts and commands on the whole account
 LLM_ONLY = "llm_only"  # stands where a policy_id would, when no head executes
@@ -71,7 +73,8 @@ class Row:
 
 
 def is_audited(row: Row) -> bool:
-    """Whether the row is projected into the audit: what changed who may trade or by which embedding, or was refused.
+    """Whether the row is projected into the audit: what changed who may trade or which embeddings there are, or was
+    refused.
 
     Not an epoch that left the traffic as it was.
     """

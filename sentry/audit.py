@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from policies.errors import LedgerCorrupt
-from policies.rows import AUDIT_KINDS, Row, is_audited
+from policies.rows import AUDIT_KINDS, EMBEDDER_STORED, Row, is_audited
 from sentry.ledger import LedgerReader, encoded, open_for_reading, open_for_writing
 
 AUDIT_APPLICATION_ID = 0x41554454
@@ -197,6 +197,9 @@ def _summary(row: Row) -> str:
             return f"{body['command']}: {body['reason']}" if body["reason"] else body["command"]
         case "observation" if body["what"] == "embedding":
             return f"{body['detail']['command']}: {body['detail']['version']}: {body['detail']['reason']}"
+        case "observation" if body["what"] == EMBEDDER_STORED:
+            detail = body["detail"]
+            return f"stored embedder {detail['version']} ({detail['alias']}, SHA-256 {detail['sha256'][:12]})"
         case "observation":
             detail = body["detail"]
             named = f"{detail['alias'] or 'without an alias'}, SHA-256 {detail['sha256'][:12] or 'unknown'}"

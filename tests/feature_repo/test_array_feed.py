@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from encoder_bundles import encoder_bundle
 
 from feature_repo.array_feed import ArrayFeed
+from feature_repo.array_frames import WindowFrame
 from feature_repo.features import ARRAYS, BARS, MARKET_EMBEDDING, MINUTE_MS, WINDOW
 from feature_repo.feeder import Feeder
 from feature_repo.generated import START_MS, GeneratedMarket
@@ -14,7 +16,7 @@ from feature_repo.online import OnlineReader, OnlineVector
 from feature_repo.sources import BarSource
 from feature_repo.store import FeatureRepo
 from feature_repo.transforms import LOOKBACK_BARS
-from feature_repo.windows import bar_channels
+from feature_repo.windows import CHANNELS, WINDOW_BARS, bar_channels
 from policies.embedder import Embedder, load_embedder
 
 SYMBOLS = ("BTC", "ETH")
@@ -126,6 +128,33 @@ async def test_a_window_that_cannot_be_embedded_leaves_the_rest_as_it_is_and_say
     feeder.advance(FIRST_ROW_MS)
     assert set((await served(repo, "BTC", FIRST_ROW_MS)).arrays) == set(BOTH)
     assert feeder.embedding_problem == ""
+
+
+class OneBadWindow:
+    """Windows of zeros; the newest volume of ETH is `volume`."""
+
+    def __init__(self, volume: float) -> None:
+        self._volume = volume
+
+    def windows(self, symbol: str, start_ms: int, stop_ms: int) -> WindowFrame:
+        channels = np.zeros((WINDOW_BARS, len(CHANNELS)), np.float32)
+        channels[-1, -1] = self._volume if symbol == "ETH" else 0.0
+        return WindowFrame(np.array([stop_ms]), channels, np.array([WINDOW_BARS - 1]))
+
+
+@pytest.mark.parametrize(("volume", "left"), [(100.0, {WINDOW}), (math.inf, set()), (math.nan, set())])
+def test_a_symbol_without_an_embedding_or_a_window_keeps_nobody_elses_from_being_made(
+        volume: float, left: set[str]) -> None:
+    feed = ArrayFeed(OneBadWindow(volume), ("BTC", "ETH", "HYPE"))
+    feed.use(embedder(most=50.0))
+    feed.hold(0, MINUTE_MS)
+    due = {symbol: {row.group for row in feed.due(MINUTE_MS, {}) if row.symbol == symbol}
+           for symbol in ("BTC", "ETH", "HYPE")}
+    assert due == {"BTC": set(BOTH), "ETH": left, "HYPE": set(BOTH)}
+    assert feed.problem.startswith("ETH: ")
+    assert {row.symbol for row in feed.take_embedded()} == {"BTC", "HYPE"}
+    feed.use(None)
+    assert feed.problem == ""
 
 
 async def test_new_bars_refresh_both_when_the_exchange_is_followed(

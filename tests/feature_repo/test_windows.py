@@ -39,6 +39,14 @@ def test_channels_are_the_formula_bar_by_bar(random_bars: MakeBars) -> None:
     assert channels[0, 0] == 0.0, "the first bar has its own open as previous close"
 
 
+@pytest.mark.parametrize("volume", [math.inf, math.nan, -1.0])
+def test_bars_of_a_volume_that_is_no_finite_number_are_refused(random_bars: MakeBars, volume: float) -> None:
+    bars = random_bars(5)
+    bars.volume[3] = volume
+    with pytest.raises(InvalidInput, match=r"bars\.[A-Z]+\[3\].*" + str(volume)):
+        bars.check()
+
+
 def test_windows_are_neighbouring_bars_oldest_first_and_no_copy(random_bars: MakeBars) -> None:
     bars = random_bars(200)
     found, channels = windows(bars, 60), bar_channels(bars)

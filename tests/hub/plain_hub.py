@@ -29,6 +29,7 @@ from hub.embedding_use import embedders_of
 from hub.head_rack import HeadRack
 from hub.home import Home
 from hub.intake import Asked, Taken, take_in
+from hub.rack_loading import load_registered
 from hub.registration import registrar_of
 from hub.service import HubService
 from hub.state import HubState, folded
@@ -63,7 +64,7 @@ def momentum_bundle(alias: str = "momentum_v1", threshold: float = 0.2, **manife
 
 
 @cache
-def onnx_bundle(alias: str = "linear_v1", seed: int = 0, most_ret_1: float = 10.0) -> Bundle:
+def onnx_bundle(alias: str = "linear_v1", seed: int = 0, most_ret_1: float = 1e30) -> Bundle:
     """softmax(x W) over short, flat, long, missing values read as 0; NaN probabilities where ret_1 > most_ret_1."""
     count = len(DECISION_V1)
     weights = np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
@@ -251,7 +252,9 @@ class PlainHub:
         state = folded(self.reader)
         self.clock = clock or ReplayClock(max(START_MS, state.latest_ms))
         self.folder = PolicyFolder(self.home.policies)
-        self.features, self.heads = KeyedFeatures(self.clock), LocalHeads(HeadRack(self.folder))
+        self.rack = HeadRack(self.folder)
+        load_registered(self.rack, self.home.ledger)
+        self.features, self.heads = KeyedFeatures(self.clock), LocalHeads(self.rack)
         self.writer = LocalWriter(self.shell)
         self.service = HubService(self.reader, state, self.clock, self.config.market.symbols, self.features,
                                   self.heads, self.writer, StillFeeder(), self.config.server,

@@ -10,14 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
 from fastapi.routing import APIRoute
 from plain_hub import TOKENS, PlainHub, llm_view, momentum_bundle, onnx_bundle, rows_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from hub.api import SECURITY_HEADERS
+from hub.embedding_use import embedders_of
 from policies.bundle import pack_bundle
 from policies.clock import LiveClock
+from policies.embedder import load_embedder
 from policies.ensemble import make_ensemble
 
 BOT, OPS, EITHER, OPEN = ("bot",), ("ops",), ("bot", "ops"), ("bot", "ops", "nobody")
@@ -351,7 +354,8 @@ async def test_a_url_that_is_not_of_the_hubs_store_is_refused_by_its_field(
     before = hub.reader.head()
     problem = assert_problem(await client.post("/v1/policies", json=body, headers=bearer("ops")), 422)
     assert problem["field"] in ("url", "path", "policy_id")
-    assert hub.reader.head() == before
+    understood = body.get("url") in ("s3://elsewhere/x.pt", "/etc/passwd")
+    assert [row.body["what"] for row in hub.reader.rows(after=before)] == ["registration_refused"] * understood
 
 
 async def test_an_embedding_is_stored_used_reverted_and_each_choice_is_audited(
@@ -386,8 +390,23 @@ async def test_the_answer_shows_the_signal_of_each_member_of_an_ensemble(
     assert members["momentum_v1"] is None
 
 
+async def test_an_embedding_that_production_needs_is_not_changed_without_force(
+        hub: PlainHub, client: httpx.AsyncClient) -> None:
+    version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
+    await hub.service.use_embedding(version, "")
+    await hub.register(array_bundle("embedded_v1", {"market_embedding": 4}, version))
+    await hub.command("promote", "embedded_v1")
+    before = hub.reader.head()
+    answer = await client.post("/v1/embedding", json={"version": "none"}, headers=bearer("ops"))
+    problem = assert_problem(answer, 409)
+    assert (problem["code"], problem["heads"]) == ("embedding_in_use", ["embedded_v1"])
+    assert hub.reader.head() == before
+    forced = await client.post("/v1/embedding", json={"version": "none", "force": True}, headers=bearer("ops"))
+    assert (forced.status_code, forced.json()["version"]) == (200, "none")
+
+
 @pytest.mark.parametrize("body", [{}, {"version": "a", "revert": True}, {"revert": False}, {"version": "a b"},
-                                  {"version": "a", "reason": ""}, {"revert": "yes"}])
+                                  {"version": "a", "reason": ""}, {"revert": "yes"}, {"version": "a", "force": 1}])
 async def test_a_bad_choice_of_an_embedding_is_refused(
         hub: PlainHub, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     before = hub.reader.head()
@@ -478,7 +497,7 @@ async def test_metrics_parse_and_their_labels_are_bounded(hub: PlainHub, client:
     assert labels["hub_decisions", "role"] <= {"production", "challenger", "llm_only"}
     assert labels["hub_head_share", "alias"] == {"momentum_v1", "linear_v1"}
     assert {name for sample in (s for f in families.values() for s in f.samples) for name in sample.labels} <= {
-        "role", "effect", "part", "policy_id", "alias", "symbol", "group"}
+        "role", "effect", "part", "policy_id", "alias", "symbol", "group", "version"}
     figures = {sample.name: sample.value for family in families.values() for sample in family.samples}
     decisions = len(rows_of(hub, "decision"))
     assert sum(sample.value for sample in families["hub_decisions"].samples) == decisions

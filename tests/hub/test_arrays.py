@@ -11,18 +11,21 @@ import numpy as np
 import orjson
 import pytest
 from array_heads import array_bundle
+from encoder_bundles import encoder_bundle
 from plain_hub import PlainHub, learnt, llm_view, momentum_bundle, rows_of
 
 from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING, MINUTE_MS, WINDOW
 from hub.decide import Features
+from hub.embedding_use import embedders_of
 from hub.head_rack import HeadRack
 from hub.replay import replay_ledger
 from hub.state import folded
 from hub.status import feature_ages
 from policies.bundle import Bundle, pack_bundle
+from policies.embedder import load_embedder
 from policies.errors import BundleRefused
 from policies.registry import PolicyFolder
-from policies.types import Context, Portfolio
+from policies.types import NO_EMBEDDING, Context, Portfolio
 
 STALE_MS = ARRAYS[WINDOW].ttl_ms + MINUTE_MS
 
@@ -184,6 +187,7 @@ def test_a_head_without_its_array_has_no_answer_and_says_which(tmp_path: Path) -
     folder = PolicyFolder(tmp_path)
     bundle = folder.add(pack_bundle(array_bundle("windowed", {WINDOW: 300})))
     rack = HeadRack(folder)
+    rack.load(bundle.policy_id)
     for arrays in ({}, {WINDOW: np.zeros(299, np.float32)}):
         context = Context("BTC", "momentum", 0, (0.0,) * len(DECISION_V1), {}, Portfolio(1.0), arrays=arrays)
         proposal, _, failed = rack.propose([bundle.policy_id], context)[bundle.policy_id]
@@ -192,9 +196,26 @@ def test_a_head_without_its_array_has_no_answer_and_says_which(tmp_path: Path) -
 
 
 async def test_ages_of_arrays_are_told_like_those_of_features(hub: PlainHub) -> None:
-    hub.features.embedding_version = "mae-1"
+    version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
+    await hub.service.use_embedding(version, "")
+    hub.features.embedding_version = version
     hub.features.event_time_ms = {WINDOW: hub.time_ms - STALE_MS}
     told = {entry["group"]: entry for entry in feature_ages(await hub.service.feature_ages())
             if entry["symbol"] == "BTC"}
     assert (told[WINDOW]["fresh"], told[WINDOW]["age_ms"], told[WINDOW]["required"]) == (False, STALE_MS, False)
     assert told[MARKET_EMBEDDING]["fresh"]
+
+
+async def test_an_embedding_that_is_no_longer_in_use_is_not_told_as_stale(hub: PlainHub) -> None:
+    version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
+    await hub.service.use_embedding(version, "")
+    hub.features.embedding_version = version
+    hub.features.event_time_ms = {MARKET_EMBEDDING: hub.time_ms - STALE_MS}
+
+    async def told() -> list[bool]:
+        return [entry["fresh"] for entry in feature_ages(await hub.service.feature_ages())
+                if entry["group"] == MARKET_EMBEDDING]
+
+    assert set(await told()) == {False}, "its feed has stopped"
+    await hub.service.use_embedding(NO_EMBEDDING, "", force=True)
+    assert await told() == []

@@ -70,7 +70,8 @@ def test_a_refused_candidate_is_one_line_with_the_reason(answering: FakeHub, hom
 
 
 @pytest.mark.parametrize(("arguments", "body"), [
-    (["use", "mae-0123", "--reason", "trained"], {"version": "mae-0123", "reason": "trained"}),
+    (["use", "mae-0123", "--reason", "trained"], {"version": "mae-0123", "reason": "trained", "force": False}),
+    (["use", "none", "--force"], {"version": "none", "reason": "by the command line", "force": True}),
     (["revert"], {"revert": True, "reason": "by the command line"})])
 def test_an_embedding_is_chosen_with_a_reason(
         answering: FakeHub, home: Home, arguments: list[str], body: dict[str, Any]) -> None:

@@ -219,6 +219,14 @@ def test_every_strategy_has_its_documented_grids() -> None:
         assert grids.sl_grid_pct == (0.004, 0.005, 0.006, 0.008, 0.010)
 
 
+def test_what_was_recorded_before_a_key_existed_means_what_it_meant_then() -> None:
+    recorded = HubConfig().configuration()
+    del recorded["router"]["first_decisions"]
+    assert parse_recorded(recorded).router.first_decisions == 0
+    assert parse_recorded(HubConfig().configuration()) == HubConfig()
+    assert parse(recorded).router.first_decisions == HubConfig().router.first_decisions, "a file that leaves it out"
+
+
 def test_a_ledger_of_an_older_version_opens_without_the_keys_that_are_gone() -> None:
     recorded = HubConfig().configuration()
     recorded["router"]["update_cadence_sec"] = 60

@@ -168,8 +168,8 @@ async def test_a_head_beside_the_drawn_one_that_fails_changes_nothing_but_is_nam
 
 async def test_a_head_that_answers_nan_has_no_answer(open_hub: Any) -> None:
     hub = open_hub()
-    await hub.register(onnx_bundle("brittle", most_ret_1=6.0))
-    hub.features.fixed["ret_1"] = 7.0
+    await hub.register(onnx_bundle("brittle", most_ret_1=25.0))
+    hub.features.fixed["ret_1"] = 30.0
     assert_safe(await hub.decide_later(llm=llm_view()), "head brittle", "nan")
 
 

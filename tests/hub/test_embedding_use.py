@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_hub import PlainHub, learnt, momentum_bundle, rows_of
+from waiting import eventually
 
 from feature_repo.features import MARKET_EMBEDDING
+from hub import embedding_use
 from hub.embedding_use import EMBEDDING, REVERT, USE, EmbeddingFollower, EmbeddingUse, LedgerEmbedding, embedders_of
 from hub.home import Home
 from hub.replay import replay_ledger
 from hub.state import folded
 from hub.status import status
 from policies.bundle import Bundle, pack_bundle
-from policies.embedder import Embedder, load_embedder, version_of
+from policies.embedder import Embedder, EmbedderFolder, load_embedder, version_of
 from policies.errors import BundleRefused, ContentConflict, InvalidInput, UnknownEntity
 from policies.rows import Row
 from policies.types import NO_EMBEDDING
@@ -92,7 +96,7 @@ async def test_a_decision_under_way_when_the_embedding_changes_is_made_again(hub
     hub.features.embedding_version = V1
     for interrupted in ("during", "before_commit"):
         place = hub.heads if interrupted == "during" else hub.writer
-        setattr(place, interrupted, lambda: hub.service.use_embedding(NO_EMBEDDING, "away with it"))
+        setattr(place, interrupted, lambda: hub.service.use_embedding(NO_EMBEDDING, "away with it", force=True))
         asked, reasons = await asked_in(hub)
         assert asked == {"momentum_v1"}
         assert reasons[f"head for_{V1}"] == f"is made for embedding {V1}; in use is none"
@@ -145,12 +149,12 @@ async def test_the_same_command_again_is_recorded_once(hub: PlainHub) -> None:
 async def test_the_embedding_in_use_survives_a_restart_and_a_replay_finds_every_decision_equal(
         hub: PlainHub, open_hub: Any) -> None:
     hub.features.embedding_version = V1
-    for step in (lambda: hub.service.use_embedding(V1, ""), lambda: hub.service.use_embedding(V2, ""),
+    for step in (lambda: hub.service.use_embedding(V1, ""), lambda: hub.service.use_embedding(V2, "", force=True),
                  lambda: hub.service.revert_embedding(""), lambda: hub.service.revert_embedding("")):
         await hub.decide_later()
         await step()
         await hub.decide_later()
-    await hub.service.use_embedding(V2, "")
+    await hub.service.use_embedding(V2, "", force=True)
     report = replay_ledger(hub.home.ledger, hub.home.policies)
     assert report.equal, list(report.lines(5))
     assert (report.decisions, report.proposals) == (8, 8 + 4), "the head of V1 was asked while V1 was in use"
@@ -203,7 +207,8 @@ async def test_a_follower_has_the_feeder_use_what_the_ledger_says(hub: PlainHub)
     def use(embedder: Embedder | None) -> None:
         used.append(embedder.version if embedder else NO_EMBEDDING)
 
-    follower = EmbeddingFollower(hub.home, use)
+    time_s = [0.0]
+    follower = EmbeddingFollower(hub.home, use, lambda: time_s[0])
     follower.follow()
     assert used == []
     await hub.service.use_embedding(V1, "")
@@ -223,8 +228,78 @@ async def test_a_follower_has_the_feeder_use_what_the_ledger_says(hub: PlainHub)
     assert "model.onnx" in follower.problem
     model.write_bytes(content)
     follower.follow()
+    assert used[2:] == [NO_EMBEDDING], "not tried at every look"
+    time_s[0] += 1.0
+    follower.follow()
     assert (used[-1], follower.problem) == (V2, "")
     assert LedgerEmbedding(hub.home.ledger).catch_up() == V2
+
+
+async def test_whatever_loading_or_using_an_embedder_raises_it_is_tried_again_more_and_more_rarely(
+        hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, time_s = [0], [0.0]
+
+    def crash(self: EmbedderFolder, version: str) -> Embedder:
+        tries[0] += 1
+        raise [MemoryError(), OSError("no disk"), RuntimeError("odd")][tries[0] % 3]
+
+    follower = EmbeddingFollower(hub.home, lambda embedder: None, lambda: time_s[0])
+    await hub.service.use_embedding(V1, "")
+    monkeypatch.setattr(EmbedderFolder, "load", crash)
+    counted = []
+    for time_s[0] in (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 7.0, 1e3, 1.001e3, 1.01e3):
+        follower.follow()
+        counted.append(tries[0])
+    assert counted == [1, 1, 2, 2, 3, 3, 4, 5, 5, 5]
+    assert follower.problem == "RuntimeError: odd"
+    monkeypatch.undo()
+    await hub.service.use_embedding(NO_EMBEDDING, "")
+    follower.follow()
+    assert follower.problem == ""
+
+
+async def test_a_slow_embedder_is_not_waited_for_and_used_when_it_is_there(
+        hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Any] = []
+    go_on, load = threading.Event(), EmbedderFolder.load
+
+    def slow(self: EmbedderFolder, version: str) -> Embedder:
+        go_on.wait(10)
+        return load(self, version)
+
+    follower = EmbeddingFollower(hub.home, used.append)
+    await hub.service.use_embedding(V1, "")
+    monkeypatch.setattr(EmbedderFolder, "load", slow)
+    monkeypatch.setattr(embedding_use, "PATIENCE_S", 0.01)
+    follower.follow()
+    assert used == [None]
+    go_on.set()
+
+    def is_used() -> bool:
+        follower.follow()
+        return len(used) == 2
+
+    eventually(is_used, "the embedder is used")
+    assert used[1].version == V1
+
+
+async def test_a_ledger_that_cannot_be_read_leaves_the_embedding_as_it_is(
+        hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Embedder | None] = []
+    follower = EmbeddingFollower(hub.home, used.append)
+    await hub.service.use_embedding(V1, "")
+    follower.follow()
+
+    def torn(self: LedgerEmbedding) -> str:
+        raise apsw.BusyError("the disk is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LedgerEmbedding, "catch_up", torn)
+        follower.follow()
+    assert "the disk is away" in follower.problem
+    follower.follow()
+    assert follower.problem == ""
+    assert [embedder and embedder.version for embedder in used] == [None, V1]
 
 
 def test_before_there_is_a_ledger_no_embedding_is_in_use(tmp_path: Path) -> None:

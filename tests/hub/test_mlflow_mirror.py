@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from plain_hub import PlainHub, momentum_bundle, onnx_bundle
 
-from hub.mlflow_mirror import EXPERIMENT, MODEL, MlflowMirror, Registered, follow, read_policies
+from hub.mlflow_mirror import EXPERIMENT, MODEL, LedgerPolicies, MlflowMirror, Registered, follow
 from policies.bundle import read_bundle
 from policies.registry import PolicyFolder
+from policies.rows import Row
 from sentry.ledger import LedgerReader
 
 
@@ -53,7 +54,7 @@ def shown(client: MlflowClient) -> dict[str, Any]:
 
 
 def show(hub: PlainHub, mirror: MlflowMirror) -> list[str]:
-    return mirror.show(read_policies(hub.reader)[1])
+    return mirror.show(LedgerPolicies(hub.reader).catch_up())
 
 
 async def test_each_policy_is_a_version_whose_artefact_is_its_bundle(
@@ -159,15 +160,62 @@ async def test_the_follower_waits_for_an_mlflow_that_is_away_and_then_catches_up
     reader = LedgerReader(hub.home.ledger)
     follow(reader, mirror, ended, said.append, period_s=0.001, longest_wait_s=0.01)
     reader.close()
-    assert said == ["not shown: the server is away"] * 3 + ["shown: 2 policies"]
+    assert said == ["not shown: MlflowException: the server is away"] * 3 + ["shown: 2 policies"]
     assert len(shown(client)) == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), ValueError("no JSON"), KeyError("aliases"),
+                                   RuntimeError("anything")])
+async def test_whatever_goes_wrong_the_follower_lives_and_tries_again(
+        hub: PlainHub, mirror: MlflowMirror, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    said: list[str] = []
+    shown: list[list[Registered]] = []
+    ended = threading.Event()
+
+    def show_later(policies: list[Registered]) -> list[str]:
+        if not said:
+            raise error
+        shown.append(policies)
+        ended.set()
+        return []
+
+    monkeypatch.setattr(mirror, "show", show_later)
+    reader = LedgerReader(hub.home.ledger)
+    follow(reader, mirror, ended, said.append, period_s=0.001, longest_wait_s=0.01)
+    reader.close()
+    assert said == [f"not shown: {type(error).__name__}: {error}", "shown: 2 policies"]
+    assert [policy.alias for policy in shown[0]] == ["momentum_v1", "linear_v1"]
 
 
 async def test_the_ledger_is_read_without_any_fold(open_hub: Any) -> None:
     hub = open_hub()
-    assert read_policies(hub.reader) == (0, []) or read_policies(hub.reader)[1] == []
+    ledger = LedgerPolicies(hub.reader)
+    assert ledger.catch_up() == []
     await hub.register(momentum_bundle())
-    position, policies = read_policies(hub.reader)
-    assert policies == [Registered(momentum_bundle().policy_id, "momentum_v1", "production", 1.0)]
-    assert position == hub.reader.head()
+    assert ledger.catch_up() == [Registered(momentum_bundle().policy_id, "momentum_v1", "production", 1.0)]
+    assert ledger.position == hub.reader.head()
     assert PolicyFolder(hub.home.policies).ids() == [momentum_bundle().policy_id]
+
+
+async def test_no_row_of_the_ledger_is_read_twice(hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    rows = LedgerReader.rows
+
+    def counted(self: LedgerReader, *arguments: Any, **more: Any) -> Iterator[Row]:
+        for row in rows(self, *arguments, **more):
+            read.append(row.position)
+            yield row
+
+    ledger, reader = LedgerPolicies(hub.reader), LedgerReader(hub.home.ledger)
+    monkeypatch.setattr(hub.reader, "rows", counted.__get__(hub.reader))
+    for step in (lambda: hub.command("pause", "linear_v1"), lambda: hub.register(momentum_bundle("momentum_v2", 0.5))):
+        ledger.catch_up()
+        await step()
+        await hub.decide_later()
+        read.clear()
+        followed = ledger.catch_up()
+        assert 0 < len(read) < 4, "what has come since, not the whole ledger"
+        assert followed == LedgerPolicies(reader).catch_up()
+    read.clear()
+    assert (ledger.catch_up(), read) == (followed, [])
+    reader.close()

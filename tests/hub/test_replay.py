@@ -12,13 +12,14 @@ import apsw
 import orjson
 import pytest
 from mixed_run import mixed_run
-from plain_hub import PlainHub, llm_view, momentum_bundle, onnx_bundle, opens
+from plain_hub import PlainHub, llm_view, momentum_bundle, onnx_bundle, opens, rows_of
 
+from hub.config import HubConfig
 from hub.home import Home
 from hub.replay import ReplayReport, replay_ledger
 from policies.bundle import Bundle
 
-BRITTLE = onnx_bundle("brittle", seed=7, most_ret_1=6.0)
+BRITTLE = onnx_bundle("brittle", seed=7, most_ret_1=25.0)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ async def _conflict(hub: PlainHub, challenger: str) -> None:
 
 
 async def _failed_head(hub: PlainHub) -> None:
-    hub.features.fixed["ret_1"] = 7.0
+    hub.features.fixed["ret_1"] = 30.0
     answer = await hub.decide_later()
     assert "failed" in answer["proposals"][BRITTLE.policy_id]
     hub.features.fixed.clear()
@@ -118,6 +119,36 @@ def claims_more(body: dict[str, Any]) -> None:
 
 def paths(report: ReplayReport) -> set[str]:
     return {difference.path for difference in report.differences}
+
+
+async def test_a_ledger_from_before_new_heads_went_first_replays_equal(
+        open_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configurations lack `router.first_decisions`, and its challengers were always drawn."""
+    configuration = HubConfig.configuration
+
+    def older(self: HubConfig) -> dict[str, Any]:
+        found = configuration(self)
+        assert found["router"].pop("first_decisions") == 0
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HubConfig, "configuration", older)
+        hub = open_hub({"router": {"first_decisions": 0}})
+        for bundle in (momentum_bundle(), onnx_bundle(), momentum_bundle("m2", 0.5), momentum_bundle("m3", 0.9)):
+            await hub.register(bundle)
+        for _ in range(30):
+            await hub.decide_later()
+        await hub.close()
+    hub = open_hub()
+    last = rows_of(hub, "policy")[-1].position
+    shares = {tuple(sorted(row.body["shares"])) for row in rows_of(hub, "epoch") if row.position > last}
+    assert len(shares) > 1, "nobody went first"
+    await hub.register(momentum_bundle("m4", 0.7))  # by the settings of today: it goes first
+    assert hub.state.epoch.roles.shares[momentum_bundle("m4", 0.7).policy_id] == 0.1
+    for _ in range(5):
+        await hub.decide_later()
+    report = replay_ledger(hub.home.ledger, hub.home.policies)
+    assert report.equal, list(report.lines(5))
 
 
 def test_all_of_it_is_equal(recorded: Home) -> None:

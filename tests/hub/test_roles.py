@@ -6,12 +6,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from array_heads import array_bundle
+from encoder_bundles import encoder_bundle
 from plain_hub import PlainHub, momentum_bundle, onnx_bundle, opens, rows_of
 from scipy.stats import binom
 
 from hub.decide import Answer
+from hub.embedding_use import embedders_of
+from hub.replay import replay_ledger
+from hub.service import EmbeddingInUse
+from policies.bundle import pack_bundle
+from policies.embedder import load_embedder
 from policies.rows import LLM_ONLY, decision_id_of
-from policies.types import Role
+from policies.types import NO_EMBEDDING, Role
 from router.thompson import role_of
 
 TAKEN_AWAY = {"pause": Role.PAUSED, "halt": Role.HALTED, "throttle": Role.THROTTLED}
@@ -75,6 +82,56 @@ async def test_every_head_that_may_answer_is_asked_on_every_decision(
     await hub.decide_later()
     assert hub.heads.asked[-1] == sorted([production, challenger, shadow])
     assert sorted(role.value for role in hub.state.epoch.roles.roles.values()) == ["challenger", "production", "shadow"]
+
+
+async def test_a_new_head_that_never_answers_gives_the_challengers_share_back(
+        open_hub: Any, production: str, challenger: str) -> None:
+    hub = open_hub({"router": {"first_decisions": 5}})
+    for bundle in (momentum_bundle(), onnx_bundle()):
+        await hub.register(bundle)
+    dumb = await hub.register(onnx_bundle("linear_v2", seed=5))
+    hub.heads.instead = {dumb: Answer(None, 2.0, "has no answer")}
+    assert shares(hub) == {production: 0.9, dumb: 0.1}
+    drawn = [(await hub.decide())["policy_id"] for _ in range(100)]
+    assert dumb not in drawn
+    head = hub.state.heads[dumb]
+    assert (head.decisions, head.drawn >= 5) == (0, True)
+    epochs = [shares(hub) for _ in range(20) if await hub.decide_later(minutes=2)]
+    assert any(challenger in found for found in epochs), "drawn against the other by what is known of both"
+
+
+async def test_a_new_head_of_an_embedding_that_is_not_in_use_waits_for_it_without_a_share(
+        hub: PlainHub, production: str, challenger: str) -> None:
+    version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
+    waiting = await hub.register(array_bundle("embedded_v1", {"market_embedding": 4}, version))
+    assert shares(hub) == {production: 0.9, challenger: 0.1}
+    assert hub.state.epoch.roles.roles[waiting] is Role.SHADOW
+    await hub.service.use_embedding(version, "")
+    hub.features.embedding_version = version
+    await hub.decide_later(minutes=2)
+    assert shares(hub) == {production: 0.9, waiting: 0.1}
+    assert replay_ledger(hub.home.ledger, hub.home.policies).equal
+
+
+async def test_an_embedding_that_a_head_with_a_share_needs_is_changed_by_force_or_a_revert_alone(
+        hub: PlainHub, production: str) -> None:
+    first, second = (embedders_of(hub.home).add(pack_bundle(encoder_bundle(seed)), load_embedder) for seed in (0, 1))
+    await hub.service.use_embedding(first, "", "c1")
+    for alias in ("embedded_v1", "embedded_v2"):
+        await hub.register(array_bundle(alias, {"market_embedding": 4}, first, seed=len(alias)))
+    await hub.command("promote", "embedded_v1")
+    named = {hub.state.heads[policy_id].alias for policy_id in shares(hub) if policy_id != production}
+    head = hub.reader.head()
+    for version in (second, NO_EMBEDDING):
+        with pytest.raises(EmbeddingInUse, match="say force") as refused:
+            await hub.service.use_embedding(version, "")
+        assert set(refused.value.heads) == named
+    assert hub.reader.head() == head
+    await hub.service.use_embedding(first, "", "c2")  # the one in use is no change
+    assert (await hub.service.use_embedding(second, "", force=True))["version"] == second
+    assert (await hub.service.use_embedding(first, "", "c1"))["accepted"] == "duplicate"
+    await hub.service.use_embedding(first, "back: whoever needed it is off line already")
+    assert (await hub.service.revert_embedding("it drifts"))["version"] == second, "an emergency needs no force"
 
 
 # -- what takes traffic away ------------------------------------------------------------------------------------------

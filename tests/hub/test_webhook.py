@@ -16,10 +16,11 @@ from plain_hub import WEBHOOK_SECRET, PlainHub, momentum_bundle
 from standardwebhooks import Webhook
 from test_api import assert_problem, client_of
 
+from hub.intake import Asked, Taken
 from hub.webhook import TOLERANCE_S, NotSigned, secret_file, verify, webhook_secret
 from policies.artefacts import ArtefactsUnavailable, open_store
 from policies.bundle import Bundle
-from policies.errors import BundleRefused, ContentConflict, InvalidInput, UnknownEntity
+from policies.errors import BundleRefused, ContentConflict, InvalidInput, UnknownEntity, WriterUnavailable
 
 PATH = "/v1/webhooks/policy"
 NOW_S = 1_800_000_000.0
@@ -150,7 +151,6 @@ def test_of_two_signatures_one_is_enough_while_a_secret_is_replaced() -> None:
     b"", b"[]", b"{", b'{"type": "policy.published"}',
     b'{"type": "policy.deleted", "data": {"url": "x", "sha256": ""}}',
     b'{"type": "policy.published", "data": {"url": "file:///etc/passwd"}}',
-    b'{"type": "policy.published", "data": {"url": "file:///etc/passwd", "policy_id": "' + b"a" * 64 + b'"}}',
     b'{"type": "policy.published", "data": {"url": "x", "policy_id": "A"}}'])
 async def test_a_signed_message_that_makes_no_sense_is_refused_and_not_recorded(hub: PlainHub, body: bytes) -> None:
     head = hub.reader.head()
@@ -168,6 +168,66 @@ async def test_a_broken_candidate_is_refused_the_same_way_each_time_with_one_aud
     assert (policy_rows(hub), len(hub.intake.taken)) == (known, 1)
     audit = (await hub.writer.audit(100))["rows"]
     assert [row["actor"] for row in audit if row["rule"] == "registration_refused"] == ["webhook"]
+
+
+async def test_a_message_with_a_url_outside_the_store_is_refused_the_same_way_each_time(hub: PlainHub) -> None:
+    body = published(hub, candidate(), url="file:///etc/passwd")
+    for _ in range(3):
+        with pytest.raises(BundleRefused, match="bundles/<policy_id>"):
+            await receive(hub, body)
+    audit = (await hub.writer.audit(100))["rows"]
+    assert [row["actor"] for row in audit if row["rule"] == "registration_refused"] == ["webhook"]
+
+
+async def test_a_refusal_whose_message_could_not_be_recorded_stands_when_it_is_sent_again(
+        hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that measures words the same refusal otherwise each time."""
+    body, observe, figures = published(hub, candidate()), hub.writer.observe, iter((61.3, 58.9))
+    failing = True
+
+    async def slow(asked: Asked, _: Any) -> Taken:
+        return Taken("ab" * 32, "published_v1", refused=f"answers within {next(figures)} ms", code="bundle_refused")
+
+    async def flaky(observation: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        if failing and observation.get("key") == "webhook/msg_1":
+            raise WriterUnavailable("late")
+        return await observe(observation, now_ms)
+
+    monkeypatch.setattr(hub.intake, "take_in", slow)
+    monkeypatch.setattr(hub.writer, "observe", flaky)
+    with pytest.raises(WriterUnavailable):
+        await receive(hub, body)
+    other = published(hub, candidate("published_v2", 0.8))
+    with pytest.raises(ContentConflict):  # the id is taken, though its message is not recorded yet
+        await receive(hub, other)
+    failing = False
+    for _ in range(3):
+        with pytest.raises(BundleRefused, match=r"61\.3 ms"):
+            await receive(hub, body)
+    assert len(hub.reader.keys("observation", "refused/webhook/")) == 1
+    with pytest.raises(ContentConflict, match="body"):
+        await receive(hub, other)
+
+
+async def test_a_sender_that_hangs_up_and_comes_again_has_one_effect(hub: PlainHub) -> None:
+    begun, going_on = asyncio.Event(), asyncio.Event()
+
+    async def held() -> None:
+        begun.set()
+        await going_on.wait()
+
+    hub.intake.before = held
+    body = published(hub, candidate())
+    first = asyncio.create_task(receive(hub, body))
+    await begun.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert hub.registrar._entered == 1
+    again = asyncio.create_task(receive(hub, body))
+    going_on.set()
+    assert (await again)["policy_id"] == candidate().policy_id
+    assert (len(hub.intake.taken), hub.registrar._entered) == (1, 0)
 
 
 async def test_a_message_whose_artefact_is_not_there_yet_can_come_again(

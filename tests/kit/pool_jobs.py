@@ -17,7 +17,9 @@ def fails(reason: str) -> None:
 
 def marks(folder: Path, number: int) -> None:
     """Says that it has begun, and a minute later that it has ended."""
-    (folder / f"begun_{number}").write_text(str(os.getpid()))
+    part = folder / f"part_{number}"
+    part.write_text(str(os.getpid()))
+    part.rename(folder / f"begun_{number}")
     threading.Event().wait(60)
     (folder / f"ended_{number}").touch()
 

@@ -20,12 +20,12 @@ from feature_repo.market import Market
 from feature_repo.store import FeatureRepo
 from policies.bars import Bars
 from train import timesnet_learner
+from train.candidates import Retrained
 from train.catboost import CatBoostLearner
 from train.learners import Setting, Space
 from train.linear import LinearLearner
 from train.mae_settings import MaeSettings
 from train.pool import HerePool, Job, Pool
-from train.candidates import Retrained
 from train.retrain import Retraining
 from train.retrain_settings import RetrainSettings
 from train.steps import Steps
@@ -38,7 +38,7 @@ BARS, WINDOW = 3_000, 30
 MAE = MaeSettings(seq_len=WINDOW, d_model=8, nhead=2, encoder_layers=1, decoder_layers=1, embedding=4, epochs=1,
                   windows_per_epoch=256, batch=64, threads=1)
 SETTINGS = RetrainSettings(SYMBOLS, window_bars=WINDOW, lookback_bars=BARS, trials=2, folds=1, mae=MAE,
-                           heads=("linear_mae", "catboost_mae", "ensemble"))
+                           heads=("catboost", "linear_mae", "catboost_mae", "ensemble"))
 PLAIN = replace(SETTINGS, heads=("linear", "catboost"), mae=None, trials=1)
 CODE = "c" * 64
 OFFLINE_ONLY = "redis://127.0.0.1:1/0"
@@ -90,7 +90,8 @@ class WatchedPool(HerePool):
     def each(self, jobs: Mapping[str, Job], waits: bool = False) -> Iterator[tuple[str, Any]]:
         for name, result in super().each(jobs, waits):
             assert name not in self.jobs, f"{name} was made before"
-            self.jobs[name] = jobs[name]
+            if not isinstance(result, Exception):
+                self.jobs[name] = jobs[name]
             yield name, result
 
 
@@ -129,7 +130,7 @@ def without_ray() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(small_learners())
         stack.enter_context(mock.patch("train.jobs.search", search_here))
-        stack.enter_context(mock.patch("train.retrain.code_version", lambda: CODE))
+        stack.enter_context(mock.patch("train.retrain.code_version", return_value=CODE))
         yield
 
 
@@ -138,7 +139,8 @@ def retraining(home: Path, settings: RetrainSettings = SETTINGS, of: Market | No
                told: Told = lambda step, share: None) -> Retraining:
     """Within `without_ray`."""
     of = of or market()
-    return Retraining(of, FeatureRepo(home, OFFLINE_ONLY, of.origin), home, settings, until_ms, pool or HerePool(), told)
+    repo = FeatureRepo(home, OFFLINE_ONLY, of.origin)
+    return Retraining(of, repo, home, settings, until_ms, pool or HerePool(), told)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,6 +256,92 @@ def test_an_answer_that_breaks_off_is_asked_for_again_and_then_unavailable(
             S3Objects(BUCKET, "", url).get("x", 5_000)
         listening.shutdown(socket.SHUT_RDWR)
     thread.join(5.0)
+
+
+class Held:
+    """A server of connections: each is given to `serve`, which may hold it."""
+
+    def __init__(self, serve: Callable[[socket.socket, int], None]) -> None:
+        self._listening, self._serve = socket.create_server(("127.0.0.1", 0)), serve
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            self._serve(connection, len(self.connections))
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(5.0)
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Held]]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    opened: list[Held] = []
+
+    def start(serve: Callable[[socket.socket, int], None]) -> Held:
+        opened.append(Held(serve))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.close()
+
+
+def test_a_store_that_takes_connections_and_never_answers_is_given_up_after_one_layer_of_attempts(
+        held: Callable[..., Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert objects.AGAIN_WITHIN_S + objects.PAUSE_S + objects.CONNECT_TIMEOUT_S + objects.READ_TIMEOUT_S < 20
+    assert objects.ANSWER_WITHIN_S + objects.READ_TIMEOUT_S < 20
+    for waited_s, attempts in ((objects.READ_TIMEOUT_S, 2), (objects.CONNECT_TIMEOUT_S, 3), (20.0, 1)):
+        silent = held(lambda connection, number: None)
+        told = SimpleNamespace(monotonic=lambda at=silent, s=waited_s: s * len(at.connections), sleep=lambda _: None)
+        with monkeypatch.context() as patched:
+            patched.setattr(objects, "READ_TIMEOUT_S", 0.2)
+            patched.setattr(objects, "time", told)
+            with pytest.raises(OSError, match="timeout"):
+                S3Objects(BUCKET, "", silent.url).get("x", 5_000)
+        assert len(silent.connections) == attempts
+
+
+def test_an_answer_that_trickles_is_given_up(held: Callable[..., Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(objects, "PAUSE_S", 0.0)
+
+    def serve(connection: socket.socket, number: int) -> None:
+        connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+
+    with pytest.raises(OSError, match="broke off after 0 of 1000 bytes"):
+        S3Objects(BUCKET, "", held(serve).url).get("x", 5_000)
+
+
+def test_a_server_that_is_overloaded_is_asked_again_and_one_that_refuses_is_not(held: Callable[..., Held]) -> None:
+    def serve(connection: socket.socket, number: int) -> None:
+        connection.recv(65_536)
+        status, body = ((b"503 Slow Down", b"") if number < 3 else (b"200 OK", b"whole")) if busy else (
+            b"403 Forbidden", b"")
+        connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (
+            status, len(body), body))
+        connection.close()
+
+    busy, overloaded = True, held(serve)
+    assert S3Objects(BUCKET, "", overloaded.url).get("x", 5_000) == b"whole"
+    busy, refusing = False, held(serve)
+    with pytest.raises(OSError, match="403"):
+        S3Objects(BUCKET, "", refusing.url).get("x", 5_000)
+    assert (len(overloaded.connections), len(refusing.connections)) == (3, 1)
 
 
 def test_no_more_than_asked_for_is_read(store: ArtefactStore) -> None:

@@ -15,6 +15,7 @@ from policies.bundle import Bundle, pack_bundle
 from policies.checks import check_agreement, check_encoder, check_policy, main, refuse_unless_sound, require_sound
 from policies.errors import BundleRefused
 from policies.heads import Policy, load_head
+from policies.probe_rows import head_rows, window_rows
 from policies.types import Action, Context, Direction, Proposal
 
 ROWS = np.random.default_rng(2).normal(size=(20, 4))
@@ -176,6 +177,39 @@ def test_each_fault_of_an_encoder_is_found() -> None:
     for finding, fault in faults.items():
         assert finding in " ".join(check_encoder(Encoding(fault)))
     assert "too slowly" in check_encoder(Encoding(), 1.0, Ticking(1.0))[0]
+
+
+def test_a_head_that_fails_on_extreme_features_is_not_sound() -> None:
+    def brittle(head: Any, rows: NDArray[np.float64], sound: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where((np.abs(rows) > 19).any(axis=-1, keepdims=True), np.nan, sound)
+
+    assert any("probabilities" in finding for finding in check_policy(Faulty(predict=brittle)))
+
+
+def test_heads_and_encoders_are_asked_windows_as_markets_make_them() -> None:
+    rows = head_rows(4, {"market_embedding": 3, "window": 12})
+    assert rows.shape == (65 + 6 + 6, 19)
+    assert np.abs(rows[65:71, :4]).min() == 20.0
+    assert np.abs(rows[71:, :4]).max() < 10.0
+    bars = window_rows(100)[65:].reshape(6, 20, 5)
+    assert not bars[0].any()
+    opened, high, low, closed, traded = np.moveaxis(bars, 2, 0)
+    assert np.all((low <= np.minimum(opened, closed)) & (high >= np.maximum(opened, closed)) & (traded >= 0))
+    assert (np.abs(closed).max() > 0.02, traded.max() > 15) == (True, True)
+    assert np.array_equal(rows[65:71, 7:], rows[71:, 7:]), "beside extreme features, and beside usual ones"
+
+
+def test_an_encoder_that_fails_on_a_real_window_is_not_sound() -> None:
+    fault = {"of a volume": lambda own, windows, sound: np.where(windows[:, 4:] > 12, np.nan, sound),
+             "of a still market": lambda own, windows, sound: sound / np.where(windows[:, 3:4] == 0, 0, 1)}
+    with np.errstate(all="ignore"):
+        for bad in fault.values():
+            assert "finite" in check_encoder(Encoding(bad))[0]
+
+
+def test_without_a_limit_the_clock_is_not_asked() -> None:
+    assert check_policy(Faulty(), ROWS, float("inf"), lambda: pytest.fail("it was")) == []
+    assert check_encoder(Encoding(), float("inf"), lambda: pytest.fail("it was")) == []
 
 
 def test_the_command_says_what_is_wrong_and_ends_with_one(

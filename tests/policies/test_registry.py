@@ -83,3 +83,24 @@ def test_marks_lie_beside_the_policies_and_are_no_policies(tmp_path: Path, onnx_
     folder.marks.set(policy_id)
     assert folder.marks.holds(policy_id)
     assert folder.ids() == [policy_id]
+
+
+def test_what_a_killed_process_left_is_swept_when_it_is_old(tmp_path: Path, onnx_bundle: Build,
+                                                            momentum_bundle: Build) -> None:
+    left = tmp_path / ".new-left"
+    (left / "bundle").mkdir(parents=True)
+    (left / "bundle" / "model.onnx").write_bytes(b"half of it")
+    made_s = left.stat().st_mtime
+    PolicyFolder(tmp_path, lambda: made_s + 3_600).add(pack_bundle(onnx_bundle()))
+    assert left.exists(), "perhaps it is being written"
+    PolicyFolder(tmp_path, lambda: made_s + 3_601).add(pack_bundle(momentum_bundle()))
+    assert not left.exists()
+    assert len(PolicyFolder(tmp_path).ids()) == 2
+
+
+def test_a_manifest_alone_is_found_under_its_id(tmp_path: Path, onnx_bundle: Build) -> None:
+    folder = PolicyFolder(tmp_path)
+    policy_id = folder.add(pack_bundle(onnx_bundle())).policy_id
+    assert folder.manifest(policy_id) == onnx_bundle().manifest
+    with pytest.raises(UnknownEntity):
+        folder.manifest("..")

@@ -216,6 +216,19 @@ def test_a_new_head_that_may_not_act_keeps_nobody_from_the_challengers_share(tra
     assert draw_roles(heads, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}
 
 
+def test_a_head_that_cannot_be_asked_is_given_no_share_but_keeps_an_operators_word():
+    heads = [head("a", incumbent=True), head("b"), head("c", GOOD, new=True, registered_position=7, askable=False)]
+    assert draw_roles(heads, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}
+    assert draw_roles(heads, seed=3, epoch=1).roles["c"] is Role.SHADOW
+    green = [head("a", green_lit=True), head("b"), head("c", GOOD, green_lit=True, askable=False)]
+    assert draw_roles(green, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}
+    slow = [head("a", GOOD, green_lit=True, standing=REDUCE), head("c", green_lit=True, askable=False)]
+    assert draw_roles(slow, seed=3, epoch=1).shares == {"a": 0.05, LLM_ONLY: 0.95}
+    for traits in ({"promoted": True}, {"incumbent": True}):
+        stays = [head("a", askable=False, **traits), head("b")]
+        assert draw_roles(stays, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}
+
+
 def test_a_new_head_with_a_green_light_is_drawn_like_any_other():
     heads = [head("a", GOOD, green_lit=True), head("b", GOOD), head("c", POOR, green_lit=True, new=True)]
     assert draw_roles(heads, seed=3, epoch=1).shares == {"a": 0.9, "b": 0.1}

@@ -99,10 +99,10 @@ def test_trades_of_a_test_are_those_of_the_served_head_asked_row_by_row(found: S
 
 
 def test_trades_of_an_ensemble_are_those_of_the_served_one_asked_row_by_row(found: Searched, task: Task) -> None:
-    packed = found.jobs["ensemble.0.0"][1][2]
-    made = ensemble_test(task, task.folds[0], packed)
+    packed = found.jobs["fit.ensemble.0.0"][1][2]
+    made = ensemble_test(task, 0, packed)
     assert_same_trades(made.arrays, asked_row_by_row(packed, task, task.folds[0].test))
-    assert_same_trades(made.arrays, found.steps.arrays("ensemble.0.0"))
+    assert_same_trades(made.arrays, found.steps.arrays("fit.ensemble.0.0"))
 
 
 def test_every_trade_is_entered_within_the_test(found: Searched, task: Task) -> None:
@@ -167,7 +167,7 @@ def test_rows_that_were_not_known_before_the_test_change_nothing_of_a_fit(found:
                         & (examples.event_time_ms < fold.validation_start_ms))
     other = with_other_rows(task, unknown, tmp_path / "other")
     _, (_, _, _, settings, seed) = found.jobs[FIT.format(name)]
-    made, kept = fit_and_test(name, other, fold, settings, seed), found.steps.result(FIT.format(name))
+    made, kept = fit_and_test(name, other, 0, settings, seed), found.steps.result(FIT.format(name))
     assert made.files[BUNDLE] == found.steps.file(FIT.format(name), BUNDLE)
     assert made.result["validation_log_loss"] == kept["validation_log_loss"]
     assert made.result["levels"] == kept["levels"]
@@ -182,8 +182,8 @@ def test_rows_that_were_not_known_before_the_test_change_nothing_of_a_fit(found:
 def test_rows_of_the_fit_do_change_it(found: Searched, task: Task, tmp_path: Path) -> None:
     garbled = np.zeros(len(task.load().examples), bool)
     garbled[task.folds[0].fit[::2]] = True
-    _, (_, _, fold, settings, seed) = found.jobs[FIT.format("linear")]
-    made = fit_and_test("linear", with_other_rows(task, garbled, tmp_path / "other"), fold, settings, seed)
+    _, (_, _, _, settings, seed) = found.jobs[FIT.format("linear")]
+    made = fit_and_test("linear", with_other_rows(task, garbled, tmp_path / "other"), 0, settings, seed)
     assert made.files[BUNDLE] != found.steps.file(FIT.format("linear"), BUNDLE)
 
 
@@ -200,8 +200,8 @@ def test_a_fit_on_fewer_rows_sees_every_symbol(found: Searched, task: Task, monk
 
     monkeypatch.setattr(jobs, "every", watched)
     fewer = replace(task, fit_rows=-(-len(task.folds[0].fit) // 2))
-    _, (_, _, fold, settings, seed) = found.jobs[FIT.format("linear")]
-    fit_and_test("linear", fewer, fold, settings, seed)
+    _, (_, _, _, settings, seed) = found.jobs[FIT.format("linear")]
+    fit_and_test("linear", fewer, 0, settings, seed)
     symbols = task.load().examples.symbol
     for places in seen:
         counts = [int((symbols[places] == symbol).sum()) for symbol in ("BTC", "ETH")]
@@ -247,14 +247,14 @@ def test_an_attempt_whose_process_dies_is_counted(task: Task) -> None:
 
 def test_what_makes_a_difference_to_a_trial_is_in_its_name(task: Task) -> None:
     settings = {"l2": 0.03}
-    other_folds = replace(task, folds=tuple(replace(fold, test_stop_ms=fold.test_stop_ms - 60_000)
-                                            for fold in task.folds))
     trials = [jobs.trial_of("linear", task, settings, 7), jobs.trial_of("linear_mae", task, settings, 7),
               jobs.trial_of("linear", task, {"l2": 0.04}, 7), jobs.trial_of("linear", task, settings, 8),
               jobs.trial_of("linear", task, settings, 7, "walk-forward x1"),
               jobs.trial_of("linear", replace(task, code="d" * 64), settings, 7),
               jobs.trial_of("linear", replace(task, fit_rows=99), settings, 7),
-              jobs.trial_of("linear", other_folds, settings, 7)]
+              jobs.trial_of("linear", replace(task, bars="other"), settings, 7),
+              jobs.trial_of("linear", replace(task, fold_count=2), settings, 7),
+              jobs.trial_of("linear_mae", replace(task, embedding_version="other"), settings, 7)]
     assert len({trial.key(task.target) for trial in trials}) == len(trials)
 
 
@@ -286,7 +286,7 @@ def test_a_head_that_never_traded_has_a_track_of_nothing(task: Task) -> None:
 
 
 def test_an_ensembles_bundle_is_what_it_was_made_of(found: Searched) -> None:
-    packed = found.jobs["ensemble.0.0"][1][2]
+    packed = found.jobs["fit.ensemble.0.0"][1][2]
     assert pack_bundle(read_bundle(packed)) == packed
 
 

@@ -1,0 +1,52 @@
+"""From the command to a running hub: the best of a tiny search is its challenger, with a tenth of the decisions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from plain_hub import momentum_bundle
+from rich.console import Console
+from running_hub import RunningHub
+from small_search import searched
+
+from policies.bundle import read_bundle
+from policies.embedder import version_of
+from train.handover import HubDoor
+from train.retrain_sup import hand_over
+
+BARS = 7_000  # of the hub's market, of which it replays the last part
+
+
+def test_the_best_candidate_becomes_the_challenger_of_a_running_hub(tmp_path: Path) -> None:
+    hub = RunningHub(tmp_path / "home", MARKET__GENERATED_BARS=BARS).start()
+    try:
+        incumbent = hub.register(momentum_bundle())
+        command = [sys.executable, "-W", "ignore", "-m", "train.retrain_sup", "--home", str(hub.home), "--hub-url",
+                   hub.url, "--market", "generated", "--generated-bars", str(BARS), "--coins", "BTC,ETH", "--window",
+                   "30", "--lookback", "3000", "--heads", "linear", "--trials", "1", "--folds", "1"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "registered linear_" in ended.stdout
+        candidate = read_bundle(hub.home / "models" / "candidate_linear.pt")
+        heads = {head["policy_id"]: (head["role"], head["share"]) for head in hub.get("/v1/status")["heads"]}
+        assert heads[candidate.policy_id] == ("challenger", 0.1)
+        assert heads[incumbent] == ("production", 0.9)
+        assert candidate.manifest.trained_on["bars"]["until_ms"] <= hub.get("/v1/status")["hub"]["now_ms"]
+        again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment, check=False)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "4 of 4 steps are done" in again.stdout
+        assert len(hub.get("/v1/status")["heads"]) == len(heads)
+
+        # A head with an embedding, of a search that was made elsewhere.
+        retrained = searched().retrained
+        best = next(one for one in retrained.candidates if one.name == "catboost_mae")
+        made = type(retrained)(**{**vars(retrained), "candidates": (best,)})
+        hand_over(made, HubDoor(hub.url, hub.home), Console(quiet=True))
+        assert made.embedder is not None
+        status = hub.get("/v1/status")
+        assert status["embedding"]["version"] == version_of(made.embedder.policy_id)
+        assert best.bundle.policy_id in {head["policy_id"] for head in status["heads"]}
+    finally:
+        hub.kill()
