@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from encoder_bundles import encoder_bundle
-from fake_hub import FakeHub, fake_hub
+from hub_door import FakeHub, fake_hub
 from plain_hub import momentum_bundle
 from rich.console import Console
 from small_search import searched
