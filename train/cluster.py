@@ -1,17 +1,22 @@
 """Ray for training: the cluster that RAY_ADDRESS names, or one of this machine that ends with the job.
 
-Ray of this machine is reached on loopback only. A hub that runs beside has its own Ray and notices nothing of it.
+Ray's ports listen on all interfaces and accept calls that can run code. So one of this machine gets a token and client
+certificates of its own, made anew for the job. A hub that runs beside has its own Ray and notices nothing of it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from policies.ray_tls import ray_tls_environment
 
 
 @contextmanager
@@ -24,10 +29,12 @@ def ray_cluster(cpus: int | None = None) -> Iterator[int]:
     # One thread a fit: several run side by side, and a sum must not depend on how many threads made it.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    import ray  # reads its variables when it is imported
-
     outside = os.environ.get("RAY_ADDRESS")
     sessions = None if outside else Path(tempfile.mkdtemp(prefix="train-ray-"))
+    if sessions is not None and "ray" not in sys.modules:  # it reads its variables when it is imported
+        os.environ.update(_keys(sessions))
+    import ray
+
     try:
         if outside:
             ray.init(address=outside, log_to_driver=False, logging_level=logging.ERROR)
@@ -40,3 +47,11 @@ def ray_cluster(cpus: int | None = None) -> Iterator[int]:
         ray.shutdown()
         if sessions is not None:
             shutil.rmtree(sessions, ignore_errors=True)
+
+
+def _keys(folder: Path) -> dict[str, str]:
+    """What keeps everyone else out of this job's Ray."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return {**ray_tls_environment(folder / "tls"), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
