@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from train.retrain_settings import RetrainSettings
+from train.supervised import ENSEMBLE
 
 # Seconds of one fit with its export and test; a trial is a fit in a process of its own.
 FIT_S: Mapping[str, Mapping[str, float]] = {
@@ -26,11 +27,12 @@ def seconds_of(step: str, settings: RetrainSettings) -> float:
     kind, *rest = step.split(".")
     bars = settings.lookback_bars * len(settings.symbols) / MEASURED_BARS
     size = min(1.0, bars) if settings.size == "small" else bars
+    if rest and rest[0] == ENSEMBLE:  # nothing is fitted, but its members answer row by row
+        return ENSEMBLE_S * bars
     if kind in ("fit", "final", "sweep"):
         one = FIT_S[settings.size][rest[0].removesuffix("_mae")] * size
         return settings.trials * (one + TRIAL_S) if kind == "sweep" else one
-    return {"rows": ROWS_S * bars, "embedder": EMBEDDER_S[settings.size], "rows_embedded": EMBEDDED_S * bars,
-            "ensemble": ENSEMBLE_S * bars}[kind]
+    return {"rows": ROWS_S * bars, "embedder": EMBEDDER_S[settings.size], "rows_embedded": EMBEDDED_S * bars}[kind]
 
 
 def seconds_left(steps: Iterable[str], settings: RetrainSettings, cores: int) -> float:

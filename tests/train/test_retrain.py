@@ -33,6 +33,8 @@ from policies.embedder import load_embedder, version_of
 from policies.errors import InvalidInput
 from policies.heads import load_head
 from train.candidates import Candidate, Retrained
+from train.estimate import seconds_of
+from train.retrain_settings import RetrainSettings
 from train.training_set import bracket_name
 from train.trials import TrialBook
 
@@ -322,3 +324,10 @@ def test_the_store_keeps_the_labels_that_were_learnt_from(found: Searched, plain
     table = repo.labels(rows.symbol[-200:].tolist(), np.array(rows.event_time_ms[-200:]),
                         bracket_name(PLAIN.brackets, PLAIN.costs), int(rows.known_ms.max()))
     assert np.allclose(table["long_return"].to_numpy(float), rows.returns[-200:, 0])
+
+
+def test_every_step_of_a_search_with_all_heads_has_an_estimate(tmp_path: Path) -> None:
+    settings = RetrainSettings(PLAIN.symbols, lookback_bars=PLAIN.lookback_bars)
+    job = retraining(tmp_path, settings)
+    assert len(job.steps) > 20
+    assert all(seconds_of(step, settings) > 0 for step in job.steps)
