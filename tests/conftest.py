@@ -9,9 +9,9 @@ from plain_hub import momentum_bundle, onnx_bundle
 from running_hub import RunningHub
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
-    """One hub for all tests that need a whole one: two registered heads, the momentum rule the incumbent."""
+    """One hub for the tests of a file that need a whole one: two registered heads, the momentum rule the incumbent."""
     hub = RunningHub(tmp_path_factory.mktemp("hub") / "home").start()
     try:
         for bundle in (momentum_bundle(), onnx_bundle()):

@@ -163,7 +163,8 @@ def _trial_of(result: Any) -> Trial:
     metrics = result.metrics or {}
     settings = dict(result.config or {})
     if result.error is not None or "loss" not in metrics:
-        return Trial(number, settings, FAILED, int(metrics.get("step", 0)), None, {"reason": str(result.error)[:2_000]})
+        reason = str(result.error)[-2_000:]  # a trace ends with what happened
+        return Trial(number, settings, FAILED, int(metrics.get("step", 0)), None, {"reason": reason})
     steps, loss = int(metrics["step"]), float(metrics["loss"])
     if not metrics.get("done_well"):
         return Trial(number, settings, PRUNED, steps, float(metrics["heard"]))
