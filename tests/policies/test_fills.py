@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from bar_makers import jumpy_bars
 
 from policies import fills
 from policies.bars import Bars
@@ -30,19 +31,6 @@ def run(act: Action, *rows: tuple[float, ...], costs: Costs = FREE, horizon: int
         if trade.step(Bar(number * MINUTE, *row)):
             break
     return trade.result
-
-
-def random_bars(seed: int, n: int = 400, volatility: float = 0.004) -> Bars:
-    """A jumpy walk: bars open away from the close before, some by several percent; some prices repeat."""
-    rng = np.random.default_rng(seed)
-    steps = rng.normal(0, volatility, n) * rng.choice([0.0, 1.0, 5.0], n, p=[0.1, 0.8, 0.1])
-    gaps = rng.normal(0, volatility, n) * rng.choice([0.0, 1.0, 10.0], n, p=[0.6, 0.35, 0.05])
-    close = 100 * np.exp(np.cumsum(steps + gaps))
-    open_ = close / np.exp(steps)
-    high = np.maximum(open_, close) * np.exp(np.abs(rng.normal(0, volatility / 2, n)))
-    low = np.minimum(open_, close) * np.exp(-np.abs(rng.normal(0, volatility / 2, n)))
-    funding = np.where(rng.random(n) < 0.1, rng.normal(0, 2e-3, n), 0.0)
-    return Bars("X", MINUTE, np.arange(n, dtype=np.int64) * MINUTE, open_, high, low, close, np.ones(n), funding)
 
 
 def test_stop_comes_before_the_target_when_one_bar_reaches_both() -> None:
@@ -193,7 +181,7 @@ def stepped(bars: Bars, entry: int, sign: int, leverage: float, tp: float, sl: f
 
 @pytest.mark.parametrize("seed", range(6))
 def test_walking_many_brackets_equals_stepping_each_bit_for_bit(seed: int) -> None:
-    rng, bars = np.random.default_rng(1000 + seed), random_bars(seed)
+    rng, bars = np.random.default_rng(1000 + seed), jumpy_bars(seed)
     n = len(bars)
     sign = rng.choice([-1, 1], n)
     leverage = rng.choice([1.0, 3.0, 10.0, 20.0, 35.0, 60.0], n)
@@ -217,13 +205,13 @@ def test_walking_many_brackets_equals_stepping_each_bit_for_bit(seed: int) -> No
 
 
 def test_random_bars_meet_every_way_to_end() -> None:
-    bars = random_bars(3)
+    bars = jumpy_bars(3)
     walked = simulate_brackets(bars, np.arange(len(bars)), 1, 20.0, 0.01, np.tile([0.03, 0.01], 200), 10)
     assert set(walked.reason) == {fills.UNFINISHED, fills.TARGET, fills.STOP, fills.HORIZON, fills.LIQUIDATION}
 
 
 def test_parameters_broadcast_over_entries_as_if_each_set_were_walked_alone() -> None:
-    bars, rng = random_bars(4), np.random.default_rng(4)
+    bars, rng = jumpy_bars(4), np.random.default_rng(4)
     entries, sign = np.arange(0, 400, 3), rng.choice([-1, 1], 134)
     leverage, tp = np.array([1.0, 10.0, 40.0])[:, None], rng.uniform(0.002, 0.03, (3, 1))
     sl, horizon = np.array([0.004, 0.03])[:, None, None], np.array([3, 9, 20])[:, None]
@@ -236,7 +224,7 @@ def test_parameters_broadcast_over_entries_as_if_each_set_were_walked_alone() ->
 
 
 def test_later_bars_never_change_a_trade_that_ended_before_them() -> None:
-    bars, other = random_bars(1), random_bars(2)
+    bars, other = jumpy_bars(1), jumpy_bars(2)
     cut = 200
     spliced = dataclasses.replace(bars, **{
         name: np.concatenate([getattr(bars, name)[:cut], getattr(other, name)[cut:]])
@@ -254,4 +242,4 @@ def test_senseless_entries_are_refused(bad: dict) -> None:
     arguments = {"entry_index": [0], "direction": 1, "leverage": 5.0, "tp_pct": 0.01, "sl_pct": 0.01,
                  "horizon_bars": 5} | bad
     with pytest.raises(InvalidInput):
-        simulate_brackets(random_bars(0), **arguments)
+        simulate_brackets(jumpy_bars(0), **arguments)
