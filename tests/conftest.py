@@ -9,6 +9,7 @@ from plain_hub import momentum_bundle, onnx_bundle
 from running_hub import RunningHub
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file run on one worker, for their fixtures; whole hubs on one after another, for the machine."""
     for item in items:
