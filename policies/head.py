@@ -178,6 +178,32 @@ class Head(ABC):
             raise PredictionFailed(f"{self.manifest.alias} answered {probabilities.tolist()}, not three probabilities")
         return probabilities
 
+    def usable(self, row: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The row (width,) for a model that reads all of it.
+
+        Raises PredictionFailed if a required number is not finite; an optional one may be NaN, as it was in training.
+        """
+        if row.shape != (self._width,):
+            raise InvalidInput("features", f"{self._width} numbers", row.shape)
+        with np.errstate(over="ignore"):  # beyond float32 is not finite, which is refused below
+            values = row.astype(np.float32)
+        fine = np.isfinite(values) | (np.isnan(values) & ~self._required)
+        if not fine.all():
+            place = int(np.argmin(fine))
+            raise PredictionFailed(f"{self.manifest.alias} cannot answer: {self._named(place)} is {row[place]}")
+        return values
+
+    def _named(self, place: int) -> str:
+        """What the number at this place of a row is."""
+        if place < len(self.features):
+            return self.features[place]
+        first = len(self.features)
+        for group, count in self._groups:
+            if place < first + count:
+                return f"{group}[{place - first}]"
+            first += count
+        raise IndexError(place)
+
     @abstractmethod
     def _probabilities(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
         """(3,) for one row (width,)."""
@@ -206,10 +232,7 @@ class LevelsHead(Head):
 
 
 class ModelHead(LevelsHead):
-    """A head of a trained model that reads the whole row, as float32.
-
-    A required number that is not finite raises PredictionFailed; an optional feature may be NaN, as it was in training.
-    """
+    """A head of a trained model that reads the whole row, as float32, and answers with probabilities."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -218,12 +241,7 @@ class ModelHead(LevelsHead):
                                 f"manifest.inputs must be empty")
 
     def _probabilities(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(over="ignore"):  # beyond float32 is not finite, which is refused below
-            values = row.astype(np.float32)
-        fine = np.isfinite(values) | (np.isnan(values) & ~self._required)
-        if not fine.all():
-            place = int(np.argmin(fine))
-            raise PredictionFailed(f"{self.manifest.alias} cannot answer: {self._named(place)} is {row[place]}")
+        values = self.usable(row)
         try:
             answer = self._model(values)
         except Exception as error:  # the errors of the libraries share no base class
@@ -235,17 +253,6 @@ class ModelHead(LevelsHead):
     @abstractmethod
     def _model(self, row: NDArray[np.float32]) -> NDArray[np.floating]:
         """(3,) for one row (width,) that is finite where it must be."""
-
-    def _named(self, place: int) -> str:
-        """What the number at this place of a row is."""
-        if place < len(self.features):
-            return self.features[place]
-        first = len(self.features)
-        for group, count in self._groups:
-            if place < first + count:
-                return f"{group}[{place - first}]"
-            first += count
-        raise IndexError(place)
 
 
 def require_parameters(manifest: Manifest, ranges: Ranges) -> None:

@@ -8,15 +8,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.actor_head import ActorHead
 from policies.bundle import Bundle
 from policies.ensemble import EnsembleHead
 from policies.errors import BundleRefused
 from policies.head import CLASSES, Head, Levels, LevelsHead, Policy, PredictionFailed, Ranges
-from policies.manifest import ENSEMBLE, WINDOW_ENCODER
+from policies.manifest import ENSEMBLE, ONNX_ACTOR, WINDOW_ENCODER
 from policies.model_heads import CatboostClassifierHead, LinearSoftmaxHead, OnnxClassifierHead
 
-__all__ = ["CLASSES", "HEADS", "CatboostClassifierHead", "EnsembleHead", "Levels", "LinearSoftmaxHead", "MomentumHead",
-           "OnnxClassifierHead", "Policy", "PredictionFailed", "load_head"]
+__all__ = ["CLASSES", "HEADS", "ActorHead", "CatboostClassifierHead", "EnsembleHead", "Levels", "LinearSoftmaxHead",
+           "MomentumHead", "OnnxClassifierHead", "Policy", "PredictionFailed", "load_head"]
 
 
 class MomentumHead(LevelsHead):
@@ -47,9 +48,10 @@ class MomentumHead(LevelsHead):
         return np.array([1.0 - p_long, 0.0, p_long])
 
 
-HEADS: Mapping[str, type[LevelsHead]] = {  # an ensemble is made of these
+HEADS: Mapping[str, type[Head]] = {  # an ensemble is made of these
     "momentum_rule": MomentumHead, "onnx_classifier": OnnxClassifierHead,
-    "catboost_classifier": CatboostClassifierHead, "linear_softmax": LinearSoftmaxHead}
+    "catboost_classifier": CatboostClassifierHead, "linear_softmax": LinearSoftmaxHead,
+    ONNX_ACTOR: ActorHead}
 
 
 def load_head(bundle: Bundle) -> Policy:

@@ -18,10 +18,11 @@ MANIFEST = "manifest.json"
 ONNX_FILE, CBM_FILE, TENSORS_FILE = "model.onnx", "model.cbm", "weights.safetensors"
 MAX_MEMBERS = 8  # of an ensemble
 MEMBER_FILES = tuple(f"member_{i}.pt" for i in range(MAX_MEMBERS))
-WINDOW_ENCODER, ENSEMBLE = "window_encoder", "ensemble"
+WINDOW_ENCODER, ENSEMBLE, ONNX_ACTOR = "window_encoder", "ensemble", "onnx_actor"
 FILES_BY_KIND: Mapping[str, frozenset[str]] = {  # of an ensemble: the most; it has the first few of them
     "momentum_rule": frozenset(), "onnx_classifier": frozenset({ONNX_FILE}),
     "catboost_classifier": frozenset({CBM_FILE}), "linear_softmax": frozenset({TENSORS_FILE}),
+    ONNX_ACTOR: frozenset({ONNX_FILE, TENSORS_FILE}),
     ENSEMBLE: frozenset(MEMBER_FILES), WINDOW_ENCODER: frozenset({ONNX_FILE})}
 FEATURE_SERVICES = ("decision_v1",)
 MAX_MANIFEST_BYTES = 2**20

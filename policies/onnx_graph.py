@@ -20,7 +20,7 @@ from policies.manifest import one_line
 from policies.onnx_sizes import require_fixed_sizes
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-PROBABILITIES, EMBEDDING = "probabilities", "embedding"
+PROBABILITIES, EMBEDDING, ACTIONS = "probabilities", "embedding", "action"
 MAX_NODES = 20_000
 MAX_TENSOR_NUMBERS = 2**24  # of one tensor: 64 MiB of float32
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",

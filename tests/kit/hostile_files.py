@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hostile_weights import hostile_weights, trades_on_nan
+from hostile_weights import hostile_actors, hostile_weights, trades_on_nan
 from small_models import linear_classifier
 
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle, write_bundle
@@ -62,6 +62,7 @@ def hostile_files(folder: Path, features: tuple[str, ...] = FEATURES) -> list[Ho
     for name, kind, file, content, why, says in hostile_weights(len(features), code):
         bundle = make_bundle(Manifest(kind, name, features), {file: content})
         made.append((name, pack_bundle(bundle), why, says))
+    made += [(name, pack_bundle(bundle), why, says) for name, bundle, why, says in hostile_actors(code, features)]
     blind = replace(right.manifest, alias="blind", optional_features=features)
     made.append(("onnx_trades_on_nan", pack_bundle(make_bundle(blind, {"model.onnx": trades_on_nan(len(features))})),
                  "a head that trades when it knows nothing", "trades on a vector that is all NaN"))

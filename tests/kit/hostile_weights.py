@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from small_models import burdened, linear_classifier, linear_tensors, small_trees, with_steps_before
+from small_models import (
+    actor_bundle,
+    actor_tensors,
+    burdened,
+    linear_actor,
+    linear_classifier,
+    linear_tensors,
+    small_trees,
+    with_steps_before,
+)
+
+from policies.bundle import Bundle, make_bundle
 
 Weights = tuple[str, str, str, bytes, str, str]  # name, kind, file, its content, what it is, words of the refusal
 
@@ -117,6 +128,28 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
     yield "slow", burdened(linear_classifier(width), 1_400, 2), "a tenth of a second for a row", "too slow"
     yield "memory", burdened(linear_classifier(width), 2**15, 0), "gigabytes for a row", "onnx_memory failed"
     yield "endless", burdened(linear_classifier(width), 3_000, 1_000), "minutes for a row", "canary that loaded it"
+
+
+def hostile_actors(code: bytes, features: tuple[str, ...]) -> Iterator[tuple[str, Bundle, str, str]]:
+    """Whole bundles of kind onnx_actor, which has two files: name, bundle, what it is, words of the refusal."""
+    named: dict[str, Any] = {"features": features, "optional_features": ()} if len(features) == 60 else {}
+    yield "actor_beyond", actor_bundle(linear_actor(last="Identity"), **named), "actions of any size", "in [-1, 1]"
+    yield "actor_of_classes", actor_bundle(linear_classifier(100), **named), "an actor that classifies", "`action`"
+    narrow = linear_actor()
+    narrow.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 60
+    yield "actor_narrow", actor_bundle(narrow, **named), "an actor without a position", "float32 rows x 100"
+    three = actor_bundle(features=("a", "b", "c"), optional_features=())
+    yield "actor_of_three", three, "an actor of three features", "reads 60 features"
+    right = actor_bundle(**named)
+    for file, says in (("model.onnx", "not an ONNX graph"), ("weights.safetensors", "weights.safetensors")):
+        content = {**right.files, file: code}
+        yield f"actor_pickle_{file.split('.')[0]}", make_bundle(right.manifest, content), \
+            f"a pickle as an actor's {file}", says
+    flat = {**actor_tensors(), "scale": np.zeros(60, np.float32)}
+    yield "actor_zero_scale", actor_bundle(tensors=flat, **named), "an actor that divides by zero", "must be > 0"
+    for name, value in (("risk_per_trade", 0.5), ("leverage", 500.0), ("least_stop_pct", 0.4)):
+        bundle = actor_bundle(parameters={name: value}, **named)
+        yield f"actor_{name}", bundle, f"an actor with a {name} of {value:g}", name
 
 
 def trades_on_nan(width: int) -> bytes:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from policies.bundle import Bundle, Manifest, make_bundle
 
 
 def linear_classifier(features: int, seed: int = 0) -> ModelProto:
@@ -52,6 +55,34 @@ def linear_tensors(width: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
     return {"mean": rng.normal(size=width).astype(np.float32), "scale": np.full(width, 2.0, np.float32),
             "weights": rng.normal(size=(width, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+
+
+def linear_actor(seed: int = 0, last: str = "Tanh") -> ModelProto:
+    """action = tanh(observation W), or another operator in place of tanh."""
+    weights = np.random.default_rng(seed).normal(size=(100, 3)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["observation", "w"], ["scores"]),
+             helper.make_node(last, ["scores"], ["action"])]
+    graph = helper.make_graph(
+        nodes, "actor", [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [None, 100])],
+        [helper.make_tensor_value_info("action", TensorProto.FLOAT, [None, 3])],
+        [numpy_helper.from_array(weights, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def actor_tensors(seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """How the features of an actor are standardised."""
+    return {"mean": np.random.default_rng(seed).normal(size=60).astype(np.float32), "scale": np.full(60, 2, np.float32)}
+
+
+def actor_bundle(model: ModelProto | None = None, tensors: dict[str, NDArray[np.float32]] | None = None,
+                 **changes: Any) -> Bundle:
+    """Of 60 features, the last of which may be missing."""
+    features = tuple(f"feature_{number}" for number in range(60))
+    manifest = Manifest(**{"kind": "onnx_actor", "alias": "actor_v1", "features": features,
+                           "optional_features": features[-1:], **changes})
+    return make_bundle(manifest, {
+        "model.onnx": (model or linear_actor()).SerializeToString(),
+        "weights.safetensors": safetensors.numpy.save(actor_tensors() if tensors is None else tensors)})
 
 
 @cache
