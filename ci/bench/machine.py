@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 PACKAGES = ("ray", "fastapi", "uvicorn", "pydantic", "numpy", "apsw", "redis", "hiredis", "uvloop", "feast", "duckdb",
-            "onnxruntime", "numba", "vectorbt", "backtesting")
+            "onnxruntime", "numba", "vectorbt", "backtesting", "gymnasium", "stable-baselines3", "torch")
 
 
 def machine() -> dict[str, Any]:

@@ -51,7 +51,18 @@ def benches(extent: Extent) -> dict[str, Bench]:
 
         return backtest.run(say)
 
-    return {"decision": decision, "join": join, "online": online, "backtest": backtest}
+    def environment(say: Say) -> list[BenchRow]:
+        from ci.bench import environment
+
+        return environment.run(say)
+
+    def sampling(say: Say) -> list[BenchRow]:
+        from ci.bench import sampling
+
+        return sampling.run(say)
+
+    return {"decision": decision, "join": join, "online": online, "backtest": backtest, "environment": environment,
+            "sampling": sampling}
 
 
 def run_each(chosen: Mapping[str, Bench], say: Say) -> list[Ran]:

@@ -2,8 +2,9 @@
 
 Training labels, backtests, the optimiser, the paper bot and shadow fills all trade by them, so a policy is judged by
 the rules it was taught. `account.Account` takes one bar at a time and is the definition; `columns.simulate_accounts`
-is the same over many accounts at once. `policies.fills` is their special case of one entry with brackets. Where bars
-leave the order of events open, the worse order is assumed.
+is the same over many accounts at once, `stepping.SteppedAccounts` moves many on by what actors ask for, one bar each.
+`policies.fills` is their special case of one entry with brackets. Where bars leave the order of events open, the worse
+order is assumed.
 
 time         an order belongs to a bar and knows nothing of it: it was decided at the close of the bar before. It lives
              for that bar only.

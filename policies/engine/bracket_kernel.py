@@ -30,8 +30,10 @@ def walk(prices, entries, sign, leverage, tp_pct, sl_pct, horizon, costs, exit_i
     """
     for row in range(exit_index.shape[0]):
         for place in range(exit_index.shape[1]):
-            trade = _ended(prices, entries[place], _at(sign, row, place), _at(leverage, row, place),
-                           _at(tp_pct, row, place), _at(sl_pct, row, place), _at(horizon, row, place), costs)
+            first, side = entries[place], _at(sign, row, place)
+            trade = _ended(prices, first, first, _market_price(prices, first, side, costs), costs[0], side,
+                           _at(leverage, row, place), _at(tp_pct, row, place), _at(sl_pct, row, place),
+                           _at(horizon, row, place), costs)
             exit_index[row, place], reason[row, place] = trade[0], trade[1]
             for number in range(len(trade[2])):
                 sums[number, row, place] = trade[2][number]
@@ -42,10 +44,12 @@ TAKEN = ("row", "place", "exit_index", "reason", *SUMS)
 
 
 @compiled
-def walk_slots(prices, entries, times, exits_ms, sign, leverage, tp_pct, sl_pct, horizon, costs):  # type: ignore[no-untyped-def]
+def walk_slots(prices, entries, times, exits_ms, sign, leverage, tp_pct, sl_pct, offset, horizon, costs):  # type: ignore[no-untyped-def]
     """One slot for each row of sign: of its trades in order, those that find it free; records (M, TAKEN).
 
     times: (N,), rising, when a trade is decided. exits_ms: (T,), when a bar's exit is known. sign: (P, N), 0 for none.
+    offset: of the entry limit from the close before, 0 for an entry at market. One that is not filled holds its slot
+    for its bar.
     """
     records, count = np.empty((1024, len(TAKEN))), 0
     for row in range(sign.shape[0]):
@@ -54,8 +58,15 @@ def walk_slots(prices, entries, times, exits_ms, sign, leverage, tp_pct, sl_pct,
             side = float(sign[row, place])
             if side == 0.0 or times[place] < free_ms:
                 continue
-            trade = _ended(prices, entries[place], side, _at(leverage, row, place), _at(tp_pct, row, place),
-                           _at(sl_pct, row, place), _at(horizon, row, place), costs)
+            first, away = entries[place], _at(offset, row, place)
+            entry, fee, target_from = _market_price(prices, first, side, costs), costs[0], first
+            if away > 0.0 and first < prices.shape[1]:
+                entry, fee, target_from = prices[3, first - 1] * (1.0 - side * away), costs[1], first + 1
+                if not (prices[2, first] < entry if side > 0.0 else prices[1, first] > entry):
+                    free_ms = exits_ms[first]
+                    continue
+            trade = _ended(prices, first, target_from, entry, fee, side, _at(leverage, row, place),
+                           _at(tp_pct, row, place), _at(sl_pct, row, place), _at(horizon, row, place), costs)
             if trade[1] == UNFINISHED:
                 break
             free_ms = exits_ms[trade[0]]
@@ -72,13 +83,22 @@ def walk_slots(prices, entries, times, exits_ms, sign, leverage, tp_pct, sl_pct,
 
 
 @compiled
-def _ended(prices, first, sign, leverage, tp_pct, sl_pct, horizon, costs):  # type: ignore[no-untyped-def]
-    """(exit index, reason, sums) of one trade."""
+def _market_price(prices, first, sign, costs):  # type: ignore[no-untyped-def]
+    """NaN after the last bar."""
+    return (prices[0, first] if first < prices.shape[1] else math.nan) * (1.0 + sign * costs[2])
+
+
+@compiled
+def _ended(prices, first, target_from, entry, entry_fee, sign, leverage, tp_pct, sl_pct, horizon, costs):  # type: ignore[no-untyped-def]
+    """(exit index, reason, sums) of one trade that is filled in bar `first`.
+
+    target_from: the first bar in which it may reach its target.
+    """
     opens, highs, lows, closes, rates = prices[0], prices[1], prices[2], prices[3], prices[4]
     taker, maker, slippage, maintenance = costs[0], costs[1], costs[2], costs[3]
-    entry, nan = (opens[first] if first < len(opens) else math.nan) * (1.0 + sign * slippage), math.nan
+    nan = math.nan
     target, stop, funding = entry * (1.0 + sign * tp_pct), entry * (1.0 - sign * sl_pct), 0.0
-    margin, last = 1.0 / leverage - taker, first + horizon - 1
+    margin, last = 1.0 / leverage - entry_fee, first + horizon - 1
     cushion = margin - funding
     liquidation = entry * (1.0 - sign * cushion) / (1.0 - sign * maintenance)
     guard = sign * max(sign * stop, sign * liquidation)
@@ -93,7 +113,7 @@ def _ended(prices, first, sign, leverage, tp_pct, sl_pct, horizon, costs):  # ty
         if sign * adverse <= sign * guard:
             why = LIQUIDATION if sign * liquidation > sign * stop else STOP
             touched, fee = sign * min(sign * opens[bar], sign * guard), taker
-        elif sign * favourable > sign * target:
+        elif sign * favourable > sign * target and bar >= target_from:
             why, touched, fee = TARGET, target, maker
         elif bar == last:
             why, touched, fee = HORIZON, closes[bar], taker
@@ -103,7 +123,7 @@ def _ended(prices, first, sign, leverage, tp_pct, sl_pct, horizon, costs):  # ty
         if why != TARGET:
             bankrupt = entry * (1.0 - sign * cushion) / (1.0 - sign * taker)
             price = sign * max(sign * (touched * (1.0 - sign * slippage)), sign * bankrupt)
-        gross, fees = sign * (price / entry - 1.0), taker + fee * (price / entry)
+        gross, fees = sign * (price / entry - 1.0), entry_fee + fee * (price / entry)
         return bar, why, (entry, price, gross, fees, funding, max(-1.0, (gross - fees - funding) * leverage))
     return -1, UNFINISHED, (entry, nan, nan, nan, nan, nan)
 

@@ -1,10 +1,13 @@
-"""`account.Account` over whole columns of bars, compiled: the same formulas in the same order, to the last bit.
+"""`account.Account` compiled: the same formulas in the same order, to the last bit.
+
+`walk` takes whole columns of bars with their orders. `step_actors` takes one bar of each account, with the orders that
+actions of `policies.actor` ask for, and writes what is observed then.
 
 Importing this compiles nothing, but it imports numba: import it where a simulation begins, not above. Everything that
 is compiled together stands in this one file, because numba's cache sees changes of one file only; constants of other
-files (DUST, SPARE, exit reasons) are compiled in, so where one of them changes, this file must too. An account is a row
-of numbers, and so are the order and the bar that meet it: the less passes between functions, the sooner they
-are compiled. Bars in which nothing can happen to a position never leave the loop of `_column`.
+files (DUST, SPARE, LEAST_EQUITY, exit reasons, those of `policies.actor`) are compiled in: where one of them changes,
+this file must too. An account is a row of numbers, and so are the order and the bar that meet it: the less passes
+between functions, the sooner they are compiled. Bars in which nothing can happen to a position never reach `_bar`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ from typing import Any
 import numba
 import numpy as np
 
+from policies.actor import DRAWDOWN_UNIT, FURTHEST, FURTHEST_LEVEL, POSITION_FROM
 from policies.engine.account import DUST, SPARE
+from policies.engine.prefetch import read_soon
 from policies.engine.rules import HORIZON, LIQUIDATION, MANUAL, STOP, TARGET, Sizing
+from policies.engine.stepping import LEAST_EQUITY
 
 _QUANTITY, _TARGET_FRACTION = int(Sizing.QUANTITY), int(Sizing.TARGET_FRACTION)
 
@@ -46,12 +52,17 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(error_model="numpy")(function)
 
 
-@compiled
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compiled into each of its callers: a call costs more than most of these do."""
+    return numba.njit(error_model="numpy", inline="always")(function)
+
+
+@inlined
 def _ruin_price(entry, sign, cushion, kept):  # type: ignore[no-untyped-def]
     return entry * (1.0 - sign * cushion) / (1.0 - sign * kept)
 
 
-@compiled
+@inlined
 def _refresh(state):  # type: ignore[no-untyped-def]
     """Guard and target anew, after entry, margin or funding have changed."""
     entry, sign = state[ENTRY], (1.0 if state[HELD] > 0.0 else -1.0)
@@ -62,11 +73,11 @@ def _refresh(state):  # type: ignore[no-untyped-def]
     state[TARGET_PRICE] = entry * (1.0 + sign * state[TARGET_PCT])
 
 
-@compiled
+@inlined
 def _slippage(state, book, direction, quantity, dearer):  # type: ignore[no-untyped-def]
-    """book: (4, levels), bid price, bid size, ask price, ask size; no levels if it is not known."""
+    """book: (4, levels), bid price, bid size, ask price, ask size; None or no levels if it is not known."""
     fraction = state[SLIPPAGE]
-    if book.shape[1] == 0:
+    if book is None or book.shape[1] == 0:
         return fraction
     side = 2 if direction > 0.0 else 0
     mid = 0.5 * (book[0, 0] + book[2, 0])
@@ -88,13 +99,13 @@ def _slippage(state, book, direction, quantity, dearer):  # type: ignore[no-unty
     return max(walked, fraction) if dearer else walked
 
 
-@compiled
+@inlined
 def _pay_funding(state, usd):  # type: ignore[no-untyped-def]
     state[CASH] -= usd
     state[FUNDING_PAID] += usd
 
 
-@compiled
+@inlined
 def _close(state, records, quantity, price, reason, fee, funding, bounded):  # type: ignore[no-untyped-def]
     entry, sign = state[ENTRY], (1.0 if state[HELD] > 0.0 else -1.0)
     if bounded:
@@ -104,7 +115,7 @@ def _close(state, records, quantity, price, reason, fee, funding, bounded):  # t
     state[CASH] += notional * (gross - exit_fee)
     state[FEES_PAID] += notional * exit_fee
     place = int(state[PARTS])
-    if len(records) > 0:
+    if records is not None and len(records) > 0:
         record = records[place]
         record[0], record[1], record[2], record[3] = state[COLUMN], state[BEGAN], state[BAR], sign
         record[4], record[5], record[6], record[7] = quantity, entry, price, reason
@@ -114,7 +125,7 @@ def _close(state, records, quantity, price, reason, fee, funding, bounded):  # t
     state[HELD] = 0.0 if quantity >= held else sign * (held - quantity)
 
 
-@compiled
+@inlined
 def _reduce(state, records, quantity, price, fee):  # type: ignore[no-untyped-def]
     """Close up to `quantity` by an order; what of it is left to open."""
     held = abs(state[HELD])
@@ -125,7 +136,7 @@ def _reduce(state, records, quantity, price, fee):  # type: ignore[no-untyped-de
     return quantity - held if quantity > held * (1.0 + DUST) else 0.0
 
 
-@compiled
+@inlined
 def _open(state, direction, quantity, price, fee):  # type: ignore[no-untyped-def]
     """Open or add; False, and counted as refused, if the margin is not free."""
     notional, margin = quantity * price, 1.0 / state[LEVERAGE]
@@ -156,7 +167,7 @@ def _open(state, direction, quantity, price, fee):  # type: ignore[no-untyped-de
     return True
 
 
-@compiled
+@inlined
 def _delta(state, price):  # type: ignore[no-untyped-def]
     """Signed base units to trade at `price`."""
     if state[SIZING] == _QUANTITY:
@@ -168,7 +179,7 @@ def _delta(state, price):  # type: ignore[no-untyped-def]
     return state[AMOUNT] - held
 
 
-@compiled
+@inlined
 def _trade(state, book, records):  # type: ignore[no-untyped-def]
     """Fill the bar's order if it can be; whether a limit order opened or added."""
     delta, price = _delta(state, state[OPEN]), state[LIMIT]
@@ -197,7 +208,7 @@ def _trade(state, book, records):  # type: ignore[no-untyped-def]
     return opening > 0.0 and _open(state, direction, opening, price, fee) and limited
 
 
-@compiled
+@inlined
 def _settle(state):  # type: ignore[no-untyped-def]
     sign = 1.0 if state[HELD] > 0.0 else -1.0
     due = sign * state[RATE] * state[OPEN] / state[ENTRY]
@@ -209,7 +220,7 @@ def _settle(state):  # type: ignore[no-untyped-def]
 
 @compiled
 def _bar(state, book, records):  # type: ignore[no-untyped-def]
-    """The bar and its order meet the account."""
+    """The bar and its order meet the account. book, records: None where none are known or kept."""
     state[CREDIT] = 0.0
     gapped = limited = False
     if state[HELD] != 0.0:
@@ -312,3 +323,144 @@ def walk(prices, markets, cash, amount, sizing, limit, leverage, stop_pct, targe
         row[4], row[5], row[6] = drawdown, state[REFUSED], state[PARTS] - parts
         parts = state[PARTS]
     return records
+
+
+# What `step_actors` is told besides: what `ActorLimits.row` says, then these, then four costs.
+(RISK, MOST_LEVERAGE, LEAST_STOP, MOST_STOP, LEAST_TARGET, MOST_TARGET, DEAD_ZONE, BAND, HORIZON_BARS, MOST_EXPOSURE,
+ START_CASH, DRAWDOWN_PENALTY, REWARD_CLIP, RUIN, COSTS) = range(15)
+
+# Places in the numbers of an episode: the bar last seen, the last one, whether the next step begins it; then, at the
+# close of the bar last seen, equity, its peak, and the fall from it.
+PLACE, LAST, FRESH, EQUITY, PEAK, DRAWDOWN, EPISODE = range(7)
+
+CACHE_LINE = 64  # bytes
+NOT_FINITE, NO_EPISODE = 1, 2  # why a step was refused
+
+
+@inlined
+def _asked(settings, size, stop_place, target_place, held):  # type: ignore[no-untyped-def]
+    """`policies.actor.wanted` and `order_amounts`: amount, stop, target. held: signed notional over equity."""
+    size = min(max(size, -1.0), 1.0)
+    stop = settings[LEAST_STOP] + (min(max(stop_place, -1.0), 1.0) + 1.0) / 2.0 * (
+        settings[MOST_STOP] - settings[LEAST_STOP])
+    target = settings[LEAST_TARGET] + (min(max(target_place, -1.0), 1.0) + 1.0) / 2.0 * (
+        settings[MOST_TARGET] - settings[LEAST_TARGET])
+    exposure = 0.0
+    if not abs(size) < settings[DEAD_ZONE]:
+        most = min(abs(size) * settings[RISK] / stop, settings[MOST_EXPOSURE])
+        exposure = most if size > 0.0 else -most
+    inside = abs(exposure - held) < settings[BAND] * settings[MOST_EXPOSURE]
+    if (exposure == 0.0 and held == 0.0) or (exposure * held > 0.0 and inside):
+        exposure = math.nan
+    return exposure, stop, target
+
+
+@inlined
+def _rewarded(before, worth, fall, risk, penalty, clip):  # type: ignore[no-untyped-def]
+    """`train.rl.reward.step_reward`. fall: what the drawdown has risen by."""
+    reward = (worth / before - 1.0) / risk - penalty * max(fall, 0.0) / DRAWDOWN_UNIT
+    return min(max(reward, -clip), clip)
+
+
+@inlined
+def _placed(held, entry, stop, target, age, close, worth, risk, most_exposure, horizon_bars):  # type: ignore[no-untyped-def]
+    """The first six of `policies.actor.position_numbers` of a position. worth: equity at the last close."""
+    side, size = (1.0 if held > 0.0 else -1.0), abs(held)
+    moved = side * (close / entry - 1.0)
+    gain = size * entry * moved / worth / risk
+    return (side, size * close / worth / most_exposure, min(max(gain, -FURTHEST), FURTHEST),
+            min(age / horizon_bars, 1.0), min(max((stop + moved) / stop, 0.0), FURTHEST_LEVEL),
+            min(max((target - moved) / target, 0.0), FURTHEST_LEVEL))
+
+
+@inlined
+def _idle(held, guard, target, high, low, rate):  # type: ignore[no-untyped-def]
+    """Whether the bar leaves an account without an order as it is."""
+    bottom, top = (guard, target) if held > 0.0 else (target, guard)
+    return held == 0.0 or (low > bottom and high < top and rate == 0.0)
+
+
+@compiled
+def _begin(state, episode, settings):  # type: ignore[no-untyped-def]
+    """A flat account with an order of what it will always order."""
+    state[:] = 0.0
+    state[CASH] = episode[EQUITY] = episode[PEAK] = settings[START_CASH]
+    state[TAKER:BEYOND_DEPTH] = settings[COSTS:]
+    state[SIZING], state[LEVERAGE] = _TARGET_FRACTION, settings[MOST_LEVERAGE]
+    state[AMOUNT] = state[LIMIT] = math.nan
+    episode[DRAWDOWN] = episode[FRESH] = 0.0
+
+
+@compiled
+def step_actors(states, episodes, prices, features, settings, actions, observations, rewards, terminated, truncated):  # type: ignore[no-untyped-def]
+    """Every actor's action, decided at the close of its bar, meets the next one; or a fresh episode begins.
+
+    states: (N, STATE). episodes: (N, EPISODE). prices: (B, 5), a row a bar in the order of `walk`. features: float32
+    (B, 60). settings: (COSTS + 4,). actions: (N, 3). observations: float32 (N, >= 68), rewards: (N,), terminated,
+    truncated: bool (N,), written. 0, or why it was refused with nothing done. Numbers are reached by two indices, not
+    through rows: numba counts the references of a row that has a name, which would take most of the time here.
+    """
+    for actor in range(len(actions)):
+        if episodes[actor, FRESH] == 0.0 and not episodes[actor, PLACE] < episodes[actor, LAST]:
+            return NO_EPISODE
+        for number in range(3):
+            if not math.isfinite(actions[actor, number]):
+                return NOT_FINITE
+    least, ruin = LEAST_EQUITY * settings[START_CASH], settings[RUIN] * settings[START_CASH]
+    risk, most_exposure, horizon_bars = settings[RISK], settings[MOST_EXPOSURE], settings[HORIZON_BARS]
+    for actor in range(len(actions)):
+        bar, reward, over, cut = int(episodes[actor, PLACE]), 0.0, False, False
+        if episodes[actor, FRESH] != 0.0:
+            _begin(states[actor], episodes[actor], settings)
+            close, held = prices[bar, 3], 0.0
+            equity = worth = states[actor, CASH]
+        else:
+            bar += 1
+            before, drawdown = max(episodes[actor, EQUITY], least), episodes[actor, DRAWDOWN]
+            held, last_close, close = states[actor, HELD], states[actor, CLOSE], prices[bar, 3]
+            amount, stop, target = _asked(settings, actions[actor, 0], actions[actor, 1], actions[actor, 2],
+                                          held * last_close / before)
+            states[actor, AMOUNT], states[actor, NEW_STOP], states[actor, NEW_TARGET] = amount, stop, target
+            if amount != amount and _idle(held, states[actor, GUARD], states[actor, TARGET_PRICE], prices[bar, 1],
+                                          prices[bar, 2], prices[bar, 4]):  # NaN: no order
+                states[actor, AGE] += 1.0
+            else:
+                state = states[actor]
+                state[BAR], state[OPEN], state[HIGH], state[LOW] = bar, prices[bar, 0], prices[bar, 1], prices[bar, 2]
+                state[CLOSE], state[RATE], state[LAST_CLOSE] = close, prices[bar, 4], last_close
+                _bar(state, None, None)
+                held = state[HELD]
+            equity = states[actor, CASH]
+            if held != 0.0:
+                equity += held * (close - states[actor, ENTRY])
+            worth = max(equity, least)
+            peak = max(episodes[actor, PEAK], worth)
+            episodes[actor, PEAK], episodes[actor, DRAWDOWN] = peak, 1.0 - worth / peak
+            reward = _rewarded(before, worth, episodes[actor, DRAWDOWN] - drawdown, risk, settings[DRAWDOWN_PENALTY],
+                               settings[REWARD_CLIP])
+            over = equity < ruin
+            cut = bar >= episodes[actor, LAST] and not over
+            if over:
+                episodes[actor, LAST] = bar
+        states[actor, CLOSE], episodes[actor, PLACE], episodes[actor, EQUITY] = close, bar, equity
+        rewards[actor], terminated[actor], truncated[actor] = reward, over, cut
+        for number in range(POSITION_FROM):
+            observations[actor, number] = features[bar, number]
+        if bar + 1 < len(prices):
+            for number in range(0, POSITION_FROM, CACHE_LINE // 4):
+                read_soon(features, bar + 1, number)
+            read_soon(features, bar + 1, POSITION_FROM - 1)
+            read_soon(prices, bar + 1, 0)
+            read_soon(prices, bar + 1, 4)
+        free = states[actor, CASH]
+        numbers = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        if held != 0.0:
+            entry = states[actor, ENTRY]
+            numbers = _placed(held, entry, states[actor, STOP_PCT], states[actor, TARGET_PCT], states[actor, AGE],
+                              close, worth, risk, most_exposure, horizon_bars)
+            free -= abs(held) * entry * (states[actor, MARGIN] - states[actor, FEES] - states[actor, FUNDING])
+        for number in range(len(numbers)):
+            observations[actor, POSITION_FROM + number] = numbers[number]
+        observations[actor, POSITION_FROM + 6] = min(episodes[actor, DRAWDOWN] / DRAWDOWN_UNIT, FURTHEST)
+        observations[actor, POSITION_FROM + 7] = free / worth
+    return 0

@@ -81,4 +81,5 @@ def test_an_interrupt_ends_them_all(home: Path) -> None:
 
 
 def test_every_bench_is_offered() -> None:
-    assert list(benches(Extent())) == ["decision", "join", "online", "backtest"]
+    assert list(benches(Extent())) == ["decision", "join", "online", "backtest", "environment",
+                                      "sampling"]

@@ -1,0 +1,190 @@
+"""Trainings with RLlib itself: interrupted and gone on with, restored, exported, learnt on from. Tiny, on one Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rl_rows import SYMBOLS, rows_folder
+
+from policies.actor import ActorLimits
+from policies.errors import BundleRefused, InvalidInput
+from train.rl.checkpoint import ARRAYS, load_checkpoint, module_state, save_checkpoint
+from train.rl.env_settings import EnvSettings
+from train.rl.export import (
+    CHECKED_ROWS,
+    actor_bundle,
+    actor_in,
+    actor_of,
+    reference_actions,
+    require_acts_as_trained,
+)
+from train.rl.loaded import opened
+from train.rl.rows import load_rows
+from train.rl.settings import RlSettings
+from train.rl.training import BEST, LAST, remembers, train
+
+PPO = RlSettings(SYMBOLS, steps=12_000, evaluations=3, seed=1, env=EnvSettings(episode_bars=60))
+SAC = replace(PPO, algo="sac", steps=5_120, evaluations=1, steps_per_update=64)
+STANDARD = {"mean": np.zeros(60), "scale": np.ones(60)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cluster: int) -> Path:
+    return rows_folder(tmp_path_factory.mktemp("job"), 2_500)
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder: Path) -> tuple[Path, list[Mapping[str, Any]]]:
+    """The scratch folder of a PPO training that was stopped at its second look, and what it had told."""
+    scratch, told = folder / ".train", []
+
+    def stop_at_two(look: Mapping[str, Any]) -> None:
+        told.append(look)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    scratch.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(PPO, folder, 1, scratch, lambda algorithm, begins: None, stop_at_two)
+    return scratch, told
+
+
+@pytest.fixture(scope="module")
+def sac(folder: Path) -> Any:
+    from train.rl.algorithms import built
+
+    algorithm = built(SAC, folder, 1)
+    while algorithm.updates < 5:
+        algorithm.train()
+    yield algorithm
+    algorithm.stop()
+
+
+def test_a_training_that_was_interrupted_goes_on_from_its_last_look(folder: Path, interrupted: Any,
+                                                                    tmp_path: Path) -> None:
+    scratch, told = interrupted
+    before = module_state(scratch / LAST)
+    begun: list[Any] = []
+    trained = train(PPO, folder, 1, scratch, lambda algorithm, begins: begun.append(
+        (begins, algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"])))
+    assert begun[0][0] is False
+    assert all(np.array_equal(before[name], weights) for name, weights in begun[0][1].items())
+    assert list(trained.looks[:2]) == told
+    assert all(look["steps"] >= floor for look, floor in zip(trained.looks, (4_000, 8_000, 12_000), strict=True))
+    assert trained.best["figure"] == max(look["figure"] for look in trained.looks)
+    assert set(trained.module) <= set(before)
+    assert (scratch / BEST).is_file()
+
+
+def test_what_is_exported_does_what_rllib_does_on_a_thousand_rows(folder: Path, interrupted: Any, sac: Any) -> None:
+    from train.rl.algorithms import module_with, weights_of
+
+    rows = load_rows(folder)
+    raw = np.random.default_rng(0).normal(size=(CHECKED_ROWS, 60)) * rows.standard.scale * 2 + rows.standard.mean
+    for settings, weights in ((PPO, dict(np.load(interrupted[0] / BEST))), (SAC, weights_of(sac))):
+        module = module_with(settings, weights)
+        bundle = actor_bundle("actor", actor_of(weights, settings.algo), rows.standard, ActorLimits(), {})
+        assert require_acts_as_trained(bundle, module, raw) <= 1e-5
+        shifted = {name: values + (1e-3 if name.endswith("0.bias") else 0) for name, values in weights.items()}
+        with pytest.raises(BundleRefused, match="differ from its framework"):
+            require_acts_as_trained(bundle, module_with(settings, shifted), raw)
+
+
+def test_what_sac_does_without_exploring_is_the_middle_of_what_it_does_exploring(sac: Any) -> None:
+    import torch
+
+    module, seen = sac.get_module(), np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
+    with torch.no_grad():
+        logits = module.forward_inference({"obs": torch.from_numpy(seen)})["action_dist_inputs"]
+        explored = module.get_exploration_action_dist_cls().from_logits(logits)
+        middle = np.median(np.stack([explored.sample().numpy() for _ in range(2_001)]), axis=0)
+    assert reference_actions(module, seen) == pytest.approx(middle, abs=0.08)
+
+
+def test_a_restored_sac_is_the_one_that_was_saved_temperature_and_memory_too(folder: Path, sac: Any,
+                                                                            tmp_path: Path) -> None:
+    from train.rl.algorithms import built, weights_of
+
+    sac.learner_group._learner.curr_log_alpha["default_policy"].data.fill_(-2.5)
+    save_checkpoint(tmp_path / "it", sac, {"algo": "sac", "size": "small"}, STANDARD)
+    assert not list(tmp_path.glob(".*"))
+    again = built(SAC, folder, 2)
+    try:
+        assert load_checkpoint(tmp_path / "it", again) == {"algo": "sac", "size": "small"}
+        seen = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
+        assert np.array_equal(reference_actions(again.get_module(), seen), reference_actions(sac.get_module(), seen))
+        assert np.array_equal(actor_of(weights_of(again), "sac").act(seen), actor_of(weights_of(sac), "sac").act(seen))
+        own, other = (one.learner_group.get_state()["learner"] for one in (sac, again))
+        for part in ("rl_module", "optimizer"):
+            assert _leaves(own[part]) == _leaves(other[part])
+        assert float(again.learner_group._learner.curr_log_alpha["default_policy"].detach()[0]) == -2.5
+        assert len(again.experience) == len(sac.experience) > 0
+        drawn = [one.experience.drawn(50, np.random.default_rng(3))["reward"].tolist() for one in (sac, again)]
+        assert drawn[0] == drawn[1]
+        updates = again.updates
+        again.train()
+        assert again.updates > updates  # it remembers enough to learn at once
+    finally:
+        again.stop()
+
+
+def test_sac_updates_as_often_as_it_is_told(sac: Any) -> None:
+    before, updates = len(sac.experience), sac.updates
+    for _ in range(4):
+        sac.train()
+    assert sac.updates - updates == pytest.approx((len(sac.experience) - before) / SAC.steps_per_update, abs=1)
+    assert remembers(sac) is sac.experience
+
+
+def test_the_actor_of_a_bundle_can_be_learnt_on_from(folder: Path, interrupted: Any, tmp_path: Path) -> None:
+    from train.rl.algorithms import built, weights_of
+
+    weights, rows = dict(np.load(interrupted[0] / BEST)), load_rows(folder)
+    bundle = actor_bundle("actor", actor_of(weights, "ppo"), rows.standard, ActorLimits(), {})
+    seen = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
+    assert np.array_equal(actor_in(bundle).act(seen), actor_of(weights, "ppo").act(seen))
+    from train.training_set import write_packed
+
+    write_packed(tmp_path / "actor.pt", bundle)
+    loaded = opened(tmp_path / "actor.pt", PPO)
+    assert loaded.standard.mean.tolist() == rows.standard.mean.tolist()
+    algorithm = built(replace(PPO, seed=5), folder, 5)
+    try:
+        loaded.into(algorithm)
+        assert np.array_equal(reference_actions(algorithm.get_module(), seen), actor_in(bundle).act(seen))
+        assert not np.array_equal(weights_of(algorithm)["pi.net.mlp.0.bias"], np.zeros(6))
+    finally:
+        algorithm.stop()
+
+
+def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused(interrupted: Any, sac: Any,
+                                                                                 tmp_path: Path) -> None:
+    last = interrupted[0] / LAST
+    assert {path.suffix for path in last.iterdir()} == {".json", ".npz"}
+    with np.load(last / ARRAYS, allow_pickle=False) as arrays:
+        assert all(arrays[name].dtype != object for name in arrays.files)
+    with pytest.raises(InvalidInput, match="ALGO=sac"):
+        opened(last, SAC)
+    with pytest.raises(InvalidInput, match="same algorithm and size"):
+        load_checkpoint(last, sac)
+    with pytest.raises(InvalidInput, match="folder of a checkpoint"):
+        opened(tmp_path / "nothing", PPO)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "state.json").write_text(json.dumps({}))
+    (tmp_path / "broken" / ARRAYS).write_bytes(b"no arrays")
+    with pytest.raises(InvalidInput, match="a checkpoint of make retrain_rl"):
+        opened(tmp_path / "broken", PPO)
+
+
+def _leaves(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _leaves(part) for name, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_leaves(part) for part in tree]
+    return np.asarray(tree).tolist() if hasattr(tree, "shape") else tree
