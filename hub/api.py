@@ -27,10 +27,12 @@ from hub.schemas import (
     DecisionRequest,
     EmbeddingBody,
     OutcomeReport,
+    ParamStartBody,
+    RlBody,
     ScoreBody,
     Strategy,
 )
-from hub.service import EmbeddingInUse, HubService
+from hub.service import HubService
 from hub.webhook import PolicyWebhook
 
 OPS_PAGE = Path(__file__).with_name("ops")
@@ -59,11 +61,11 @@ def build_api(service: HubService, extras: Extras, tokens: dict[str, str], setti
     app = FastAPI(title="Learner hub", version="1", openapi_url=None)
     app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes, ops_token=tokens["ops"])
     map_errors(app)
-    app.add_exception_handler(EmbeddingInUse, _in_use)
     bot, ops, either = (_require(tokens, *scopes) for scopes in (("bot",), ("ops",), ("bot", "ops")))
     _decision_routes(app, service, bot)
     _policy_routes(app, service, ops, either)
     _registration_routes(app, service, registrar, webhook, ops)
+    _learning_routes(app, service, ops, either)
     _question_routes(app, service, extras, either, ops, market)
     _open_routes(app, service)
     return app
@@ -124,8 +126,25 @@ def _registration_routes(app: FastAPI, service: HubService, registrar: Registrar
     async def embedding(body: EmbeddingBody) -> Response:
         """Which embedding decisions are made with from now on."""
         if body.version is None:
-            return _json(await service.revert_embedding(body.reason, body.command_id))
-        return _json(await service.use_embedding(body.version, body.reason, body.command_id, body.force))
+            return _json(await service.embeddings.revert(body.reason, body.command_id))
+        return _json(await service.embeddings.use(body.version, body.reason, body.command_id, body.force))
+
+
+def _learning_routes(app: FastAPI, service: HubService, ops: Any, either: Any) -> None:
+    @app.get("/v1/params", dependencies=[either])
+    async def params_start() -> Response:
+        """What the parameter learners start from."""
+        service.catch_up()
+        return _json(service.params.shown())
+
+    @app.post("/v1/params/start", dependencies=[ops])
+    async def begin_from(body: ParamStartBody) -> Response:
+        return _json(await service.params.begin_from(body.start, body.reason))
+
+    @app.post("/v1/rl", dependencies=[ops])
+    async def rl(body: RlBody) -> Response:
+        """Which registered actor has a say in sizes."""
+        return _json(await service.rl.use(body.policy, body.path, body.reason))
 
 
 def _artefact_url(raw: bytes) -> ArtefactUrl:
@@ -219,10 +238,6 @@ def _require(tokens: dict[str, str], *scopes: Scope_) -> Any:
             raise HTTPException(403, f"this route needs a token of scope {' or '.join(scopes)}")
 
     return Depends(check)
-
-
-async def _in_use(_: Request, error: Exception) -> Response:
-    return problem(409, EmbeddingInUse.code, str(error), heads=getattr(error, "heads", []))
 
 
 def _json(content: Any, status_code: int = 200) -> Response:

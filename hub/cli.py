@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import uuid
@@ -166,6 +167,54 @@ def embedding_revert(options: dict[str, Any], reason: str) -> None:
 def _choose_embedding(options: dict[str, Any], **body: Any) -> None:
     answer = _call(options, "POST", "/v1/embedding", "ops", json={**body, "command_id": uuid.uuid4().hex})
     click.echo(f"embedding {answer['version']}: recorded at position {answer['position']}")
+
+
+@cli.group()
+def params() -> None:
+    """What the parameter learners start from."""
+
+
+@params.command("start")
+@click.option("--path", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
+              help="The file that `python -m train.bo.optimise` writes, such as models/param_start.json.")
+@click.option("--reason", default="by the command line", show_default=True)
+@click.pass_obj
+def params_start(options: dict[str, Any], path: Path, reason: str) -> None:
+    """Have the running hub start from this file; the same file again changes nothing."""
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:  # no UTF-8 either
+        raise click.ClickException(f"{path} is not JSON: {error}") from None
+    answer = _call(options, "POST", "/v1/params/start", "ops", json={"start": document, "reason": reason})
+    click.echo(f"parameters start from {answer['start_id'][:12]} ({answer['buckets']} buckets): {answer['accepted']} "
+               f"at position {answer['position']}")
+
+
+@params.command("show")
+@click.pass_obj
+def params_show(options: dict[str, Any]) -> None:
+    """The start in use, by strategy and bucket."""
+    found = _call(options, "GET", "/v1/params", "bot")
+    start = found["start"]
+    click.echo(f"param_mode {found['param_mode']} · start {start['start_id'][:12] or 'none'} · "
+               f"by {start['actor'] or '-'} at position {start['position']}: {start['reason'] or '-'}")
+    if start["levels"]:
+        Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(start_table(start["levels"]))
+
+
+def start_table(levels: list[dict[str, Any]]) -> Table:
+    """What `hub params show` prints, from /v1/params."""
+    table = Table(title="start of the parameter learners", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("strategy", "bucket"):
+        table.add_column(name, no_wrap=True)
+    for name in ("tp %", "sl %", "limit offset %", "trades", "mean reward", "advantage", "weight"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for row in levels:
+        table.add_row(row["strategy"], row["bucket"], *(f"{100 * row[name]:.3f}" for name in
+                                                        ("tp_pct", "sl_pct", "limit_offset_pct")),
+                      str(row["trades"]), f"{row['mean_reward']:+.3f}", f"{row['shrunk_advantage']:+.3f}",
+                      f"{row['weight']:.1f}")
+    return table
 
 
 def _command(name: str, text: str) -> None:

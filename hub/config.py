@@ -67,6 +67,11 @@ class BanditsConfig:
 
 @dataclass(frozen=True)
 class BoConfig:
+    """The online optimiser of target and stop. It always learns; enabled: /v1/params shows what it suggests, and
+    param_mode `bo` may have decisions made with it. min_samples: trades of a strategy in a bucket of the market, before
+    which the bandit is asked. update_cadence_sec: for which its model stands, by the ledger's time.
+    """
+
     enabled: bool = False
     min_samples: Annotated[int, Ge(1)] = 100
     update_cadence_sec: Annotated[int, Ge(1)] = 180
@@ -74,6 +79,10 @@ class BoConfig:
 
 @dataclass(frozen=True)
 class RlConfig:
+    """A say in sizes for a reinforcement-learning policy. policy_path: of its bundle, relative to HUB_HOME; registered
+    at start. blend_weight: by how much it can lower the size of another head (`policies.sizing`).
+    """
+
     enabled: bool = False
     policy_path: str = "models/policy_rl.pt"
     blend_weight: Fraction = 0.25
@@ -307,10 +316,7 @@ def _refuse_unavailable(config: HubConfig) -> None:
     """What the contract names and this version does not have yet is refused, never silently ignored."""
     learning = config.learning
     for name, value, legal in (
-        ("learning.param_mode", learning.param_mode, ("static", "bandit")),
         ("learning.memory.embedder", learning.memory.embedder, ("none",)),
-        ("learning.bo.enabled", learning.bo.enabled, (False,)),
-        ("learning.rl.enabled", learning.rl.enabled, (False,)),
     ):
         if value not in legal:
             choices = " or ".join(str(choice).lower() for choice in legal)
@@ -330,7 +336,9 @@ def _refuse_addresses(config: HubConfig) -> None:
 
 
 def _refuse_ignored(config: HubConfig) -> None:
-    """One thing has one name: what is taken from another key is refused under its own."""
+    """What would be ignored is refused: one thing has one name, and is switched on where it is used."""
+    if config.learning.param_mode == "bo" and not config.learning.bo.enabled:
+        raise InvalidInput("learning.param_mode", "static or bandit while learning.bo.enabled is false", "bo")
     if config.evidence.horizon_ms != EvidenceSettings().horizon_ms:
         raise InvalidInput("evidence.horizon_ms", "left out: it follows router.horizon_s", config.evidence.horizon_ms)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_repo.features import DECISION_V1
+from hub.combining import combined, rl_say
 from hub.episodes import episode_vector
 from hub.fitness import ABSENT, ASKED, NO_VALUES, most_numbers, unfit_arrays, unfit_groups, what_lacks
 from hub.schemas import llm_view_of
@@ -147,7 +148,12 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
     proposal = drawn.proposal if drawn is not None and drawn.proposal is not None else _llm_proposal(llm)
     action = proposal.action
     if executed != LLM_ONLY:
-        action = _combined(state, chosen.decision_id, request["strategy"], features.values, action, llm)
+        action = combined(state, chosen.decision_id, request["strategy"], features.values, action, llm)
+    say = rl_say(state, executed, action, answers)
+    if say is not None:
+        action = replace(action, size_fraction=action.size_fraction * say.factor)
+        if say.unknown:
+            degraded.append({"part": "rl", "reason": f"{say.unknown}: sizes times {say.factor:g}"})
     no_new_risk = state.book.forbids(request["portfolio"]["equity"])
     if no_new_risk:
         degraded.append({"part": BOOK, "reason": "drawdown breaker tripped: closing and reducing only"})
@@ -163,7 +169,7 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
     on = state.config.learning.enabled and state.config.rollout.mode is not Rollout.SHADOW
     acts = on and (executed != LLM_ONLY or no_new_risk)
     horizon_s = state.config.router.horizon_s
-    return {
+    body = {
         "request": request, "request_id": request["request_id"], "request_hash": request_hash,
         "as_of": chosen.as_of, "epoch": state.epoch.number,
         "features": features.to_dict(), "features_failed": features.failed,
@@ -180,6 +186,9 @@ def conclude(state: HubState, chosen: Plan, request: dict[str, Any], request_has
         "shielded": changes, "degraded": degraded,
         "config_hash": state.config_hash, "code_hash": state.code_hash,
     }
+    if state.config.learning.rl.enabled:  # left out otherwise, so that rows from before there was one replay equal
+        body["rl"] = None if say is None else say.to_dict()
+    return body
 
 
 def weights(state: HubState, llm: LlmView | None) -> dict[str, float]:
@@ -245,30 +254,6 @@ def _usable(answer: Answer) -> Answer:
 
 def _llm_proposal(llm: LlmView | None) -> Proposal:
     return Proposal(llm.action, llm.confidence) if llm else Proposal(NOTHING, 0.0)
-
-
-def _combined(state: HubState, decision_id: str, strategy: str, values: tuple[float, ...] | None,
-              action: Action, llm: LlmView | None) -> Action:
-    """The head's action with the bandit's levels, and in rollout `hybrid` only where the LLM goes the same way."""
-    if state.config.learning.param_mode == "bandit" and values is not None:
-        levels = state.params.propose(strategy, values, key=decision_id)
-        # The head chose how much to lose at the stop; other levels must not change that.
-        size = min(1.0, action.risk_fraction / (levels["leverage"] * levels["sl_pct"]))
-        action = replace(action, size_fraction=size, leverage=levels["leverage"], tp_pct=levels["tp_pct"],
-                         sl_pct=levels["sl_pct"], min_conf=levels["min_conf"])
-    if state.config.rollout.mode is Rollout.HYBRID:
-        if llm is None or llm.action.direction is not action.direction:
-            return action.flat()
-        action = _blended(action, llm.action, state.config.rollout.blend)
-    return action
-
-
-def _blended(action: Action, llm: Action, share: float) -> Action:
-    """Sizes blended at the stricter leverage, as far as the head's own risk allows: the shield minds the LLM's."""
-    leverage = min(action.leverage, llm.leverage)
-    size = share * action.size_fraction + (1 - share) * llm.size_fraction
-    size = min(size, action.risk_fraction / (leverage * action.sl_pct))
-    return replace(action, leverage=leverage, size_fraction=size)
 
 
 def _slot_holder(state: HubState, request: dict[str, Any]) -> str | None:

@@ -8,7 +8,6 @@ worth a millisecond: to the heads, whose code and memory it must survive, and to
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -19,9 +18,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from feature_repo.features import DECISION_V1, EPISODE_V1, MARKET_EMBEDDING
+from feature_repo.features import EPISODE_V1, MARKET_EMBEDDING
 from feature_repo.online import FeaturesUnavailable, OnlineReader
-from hub import decide
+from hub import decide, status
 from hub.api import build_api
 from hub.coalesce import Coalescer
 from hub.config import HubConfig
@@ -108,13 +107,7 @@ class ParamBandits(_Folding):
         """The proposal for a strategy in a symbol's present market, or in the normal flat one, and what arms know."""
         state = self._now()
         features = await self._read(symbol, state) if symbol else Features(None, {})
-        values = features.values if features.values is not None else (math.nan,) * len(DECISION_V1)
-        arms = state.params.arms(strategy, values)
-        return {"strategy": strategy, "symbol": symbol, "bucket": state.params.bucket(values),
-                "proposal": state.params.propose(strategy, values, key=f"position/{state.position}"),
-                "arms": {name: [{"value": value, "trades": arm.trades, "reward_sum": arm.total}
-                                for value, arm in options.items()] for name, options in arms.items()},
-                "degraded": features.failed}
+        return status.params(state, strategy, symbol, features)
 
 
 @serve.deployment(max_ongoing_requests=64)

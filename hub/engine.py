@@ -135,6 +135,7 @@ def _environment(home: Home, folder: Path) -> dict[str, str]:
     wrapper.chmod(stat.S_IRWXU)
     return {
         MARKER: str(home.root),
+        "SPT_NOENV": "1",  # Ray's processes rename themselves, and without this over their environment, mark and all
         **ray_tls_environment(home.run / "tls"),
         "OMP_NUM_THREADS": "1",  # two cores are shared by every replica
         "RAY_AUTH_MODE": "token",

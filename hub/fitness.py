@@ -23,9 +23,16 @@ NO_VALUES = "without values"  # its row is there, but a book with one side says 
 
 
 def arrays_wanted(state: HubState) -> tuple[str, ...]:
-    """The array groups that the heads which may be asked take numbers of."""
-    return tuple(sorted(most_numbers(state, [policy_id for policy_id, role in state.epoch.roles.roles.items()
-                                              if role in ASKED])))
+    """The array groups to read: those that a head which may be asked takes numbers of. Not one that was made for
+    another embedding than the one in use: what it would be given is nobody's, and may be as old as it likes.
+    """
+    return tuple(sorted(most_numbers(state, [policy_id for policy_id in _asked(state)
+                                             if state.heads[policy_id].made_for_embedding
+                                             in (None, state.embedding.version)])))
+
+
+def _asked(state: HubState) -> list[str]:
+    return [policy_id for policy_id, role in state.epoch.roles.roles.items() if role in ASKED]
 
 
 def unfit_groups(request: dict[str, Any], features: Features) -> dict[str, str]:
@@ -46,8 +53,9 @@ def unfit_groups(request: dict[str, Any], features: Features) -> dict[str, str]:
 
 
 def unfit_arrays(state: HubState, request: dict[str, Any], features: Features) -> dict[str, str]:
-    """{array group: why it may not be used}, of those that a head which may be asked wants."""
-    reasons = {group: _untimely(group, ARRAYS[group].ttl_ms, request, features) for group in arrays_wanted(state)}
+    """{array group: why it may not be used}, of those that a head which may be asked wants, read or not."""
+    wanted = sorted(most_numbers(state, _asked(state)))
+    reasons = {group: _untimely(group, ARRAYS[group].ttl_ms, request, features) for group in wanted}
     return {group: reason for group, reason in reasons.items() if reason}
 
 

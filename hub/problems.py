@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from hub.embedding_commands import EmbeddingInUse
 from hub.registration import BodyTooLarge, RegistrationBusy
 from hub.webhook import NotSigned
 from policies.artefacts import ArtefactsUnavailable
@@ -23,13 +24,14 @@ from policies.errors import (
 )
 
 STATUS_OF = {InvalidInput: 422, ContentConflict: 422, UnknownEntity: 404, BundleRefused: 422, WriterUnavailable: 503,
-             LedgerCorrupt: 503, BodyTooLarge: 413, RegistrationBusy: 503, ArtefactsUnavailable: 503, NotSigned: 401}
+             LedgerCorrupt: 503, BodyTooLarge: 413, RegistrationBusy: 503, ArtefactsUnavailable: 503, NotSigned: 401,
+             EmbeddingInUse: 409}
 
 
 def problem(status_code: int, code: str, detail: str, **more: Any) -> Response:
     """An RFC 9457 problem; `more` holds field, legal range and value where there are any."""
-    title = {401: "Unauthorized", 403: "Forbidden", 404: "Not found", 413: "Too large", 422: "Refused",
-             503: "Unavailable"}.get(status_code, "Error")
+    title = {401: "Unauthorized", 403: "Forbidden", 404: "Not found", 409: "In use", 413: "Too large",
+             422: "Refused", 503: "Unavailable"}.get(status_code, "Error")
     body = {"type": f"urn:learner-hub:{code}", "title": title, "status": status_code, "code": code, "detail": detail}
     headers = {"WWW-Authenticate": "Bearer"} if status_code == 401 else None
     return Response(orjson.dumps({**body, **more}, default=str), status_code, headers=headers,
@@ -45,6 +47,8 @@ def map_errors(app: FastAPI) -> None:
             more = {"field": error.field, "legal": error.legal, "value": error.value}
         if isinstance(error, BodyTooLarge):
             more = {"field": "body", "legal": f"at most {error.most_bytes} bytes", "value": "more"}
+        if isinstance(error, EmbeddingInUse):
+            more = {"heads": error.heads}
         return problem(status_code, error.code, str(error), **more)
 
     @app.exception_handler(RequestValidationError)

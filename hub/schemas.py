@@ -138,6 +138,21 @@ class EmbeddingBody(Strict):
         return self
 
 
+class ParamStartBody(Strict):
+    """start: the document that `train.bo.optimise` writes; `router.param_start` says what it must hold."""
+
+    start: dict[str, Any]
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
+
+
+class RlBody(Strict):
+    """policy: a registered actor, None for none. path: where it came from, for people."""
+
+    policy: Identifier | None = None
+    path: Annotated[str, StringConstraints(max_length=300)] = ""
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "no reason given"
+
+
 def portfolio_of(values: dict[str, Any]) -> Portfolio:
     return Portfolio(**values)
 

@@ -17,17 +17,18 @@ from typing import Any, Protocol
 
 import orjson
 
-from feature_repo.features import ARRAYS, DECISION_V1, GROUPS, MARKET_EMBEDDING, WINDOW
+from feature_repo.features import ARRAYS, DECISION_V1, GROUPS, MARKET_EMBEDDING
 from hub import decide
 from hub.config import ServerConfig
 from hub.decide import Answer, Features
-from hub.embedding_use import EMBEDDING, REVERT, USE
+from hub.embedding_commands import Embedders, EmbeddingCommands
 from hub.fitness import arrays_wanted
+from hub.param_commands import ParamCommands
+from hub.rl_use import RlCommands
 from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
-from policies.manifest import Manifest
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
 from policies.types import NO_EMBEDDING, Context, Role
 from sentry.ledger import LedgerReader
@@ -36,17 +37,6 @@ from sentry.ledger import LedgerReader
 # means that the ledger changes faster than decisions can be made, and the safe answer is right.
 ATTEMPTS = 3
 MOST_REASONS = 500  # of degraded parts that are counted one by one
-
-
-class EmbeddingInUse(HubError):
-    """Another embedding would take heads off line that have a share; nothing was written. heads: their aliases."""
-
-    code = "embedding_in_use"
-
-    def __init__(self, version: str, heads: list[str]) -> None:
-        self.version, self.heads = version, heads
-        super().__init__(f"{', '.join(heads)} would decide no more: made for embedding {version}, which is in use; "
-                         "say force to change it all the same")
 
 
 class FeatureSource(Protocol):
@@ -91,19 +81,6 @@ class Feeder(Protocol):
         ...
 
 
-class Embedders(Protocol):
-    """The embedders that may be used."""
-
-    def versions(self) -> dict[str, str]:
-        """{version: id of the bundle}."""
-        ...
-
-    def checked(self, version: str) -> Manifest:
-        """Its manifest, once it has been found sound elsewhere: this process never opens one. Raises HubError for one
-        that is not there or cannot serve."""
-        ...
-
-
 @dataclass
 class Seen:
     """What this process has served, for /metrics and the status page. It decides nothing."""
@@ -130,7 +107,9 @@ class HubService:
         self.clock, self.symbols = clock, symbols
         self.writer = writer
         self._reader, self._features, self._heads, self._feeder = reader, features, heads, feeder
-        self._settings, self._embedders = settings, embedders
+        self._settings = settings
+        self.embeddings = EmbeddingCommands(self, embedders)
+        self.params, self.rl = ParamCommands(self), RlCommands(self)
         self._ticked_ms = -1
         self._tick_lock, self._observe_lock = asyncio.Lock(), asyncio.Lock()
 
@@ -311,58 +290,17 @@ class HubService:
         self.catch_up()
         return {**answer, "policy_id": policy_id, "alias": alias}
 
-    async def use_embedding(self, version: str, reason: str, command_id: str | None = None,
-                            force: bool = False) -> dict[str, Any]:
-        """Serve this version of the market's embedding, or none. From the answer on, decisions obey: only heads that
-        were made for it are given an embedding. UnknownEntity for a version that is not stored; EmbeddingInUse, unless
-        `force`, while a head that has a share is made for the one in use.
-        """
-        await self._require_embedder(version)
+    async def observe(self, what: str, detail: dict[str, Any], key: str | None,
+                      policy_id: str | None = None) -> dict[str, Any]:
+        """Record what an operator chose; decisions that are asked for after the answer obey it."""
+        answer = await self.writer.observe({"what": what, "policy_id": policy_id, "figure": None, "detail": detail,
+                                            "key": key}, self.clock.now_ms())
         self.catch_up()
-        recorded = command_id is not None and self.recorded_observation(_embedding_key(command_id)) is not None
-        without = [head.alias for head in self.state.left_without(version)]
-        if without and not force and not recorded:  # what is recorded was allowed, and changes nothing again
-            raise EmbeddingInUse(self.state.embedding.version, without)
-        return await self._embedding(USE, version, reason, command_id)
+        return {"accepted": answer["accepted"], "position": answer["position"]}
 
-    async def revert_embedding(self, reason: str, command_id: str | None = None) -> dict[str, Any]:
-        """Back to the last version that was in use before this one, which may be none. Whoever it takes off line: this
-        is for emergencies.
-        """
-        self.catch_up()
-        recorded = None if command_id is None else self.recorded_observation(_embedding_key(command_id))
-        version = self.state.embedding.earlier if recorded is None else recorded.body["detail"]["version"]
-        if version is None:
-            raise InvalidInput("revert", "an embedding that was in use before", self.state.embedding.version)
-        await self._require_embedder(version)
-        return await self._embedding(REVERT, version, reason, command_id)
-
-    async def _require_embedder(self, version: str) -> None:
-        if version == NO_EMBEDDING:
-            return
-        if self._embedders is None:
-            raise UnknownEntity("embedding", version, [NO_EMBEDDING])
-        manifest = await asyncio.to_thread(self._embedders.checked, version)
-        for group, count in ((WINDOW, manifest.arrays[WINDOW]), (MARKET_EMBEDDING, int(manifest.parameters["size"]))):
-            if not ARRAYS[group].admits(count):
-                raise InvalidInput(f"numbers of {group} of {version}", f"at most {ARRAYS[group].most} and a multiple "
-                                   f"of {ARRAYS[group].step}", count)
-
-    async def _embedding(self, command: str, version: str, reason: str, command_id: str | None) -> dict[str, Any]:
-        now_ms = self.clock.now_ms()
-        answer = await self.writer.observe({
-            "what": EMBEDDING, "policy_id": None, "figure": None,
-            "detail": {"command": command, "version": version, "actor": "ops", "reason": reason},
-            "key": None if command_id is None else _embedding_key(command_id)}, now_ms)
-        self.catch_up()
-        await self._feeder.take_in(now_ms)
-        return {"accepted": answer["accepted"], "position": answer["position"], **self.embedding()}
-
-    def embedding(self) -> dict[str, Any]:
-        """version: in use. earlier: to which a revert leads, None if there was none. known: what may be used."""
-        known = [] if self._embedders is None else sorted(self._embedders.versions())
-        return {"version": self.state.embedding.version, "earlier": self.state.embedding.earlier,
-                "known": [*known, NO_EMBEDDING]}
+    async def take_in(self) -> None:
+        """Have the feeder follow what was recorded for it."""
+        await self._feeder.take_in(self.clock.now_ms())
 
     # -- questions --------------------------------------------------------------------------------------------------
 
@@ -417,18 +355,15 @@ class HubService:
                                parent)
 
 
-def _embedding_key(command_id: str) -> str:
-    return f"{EMBEDDING}/{command_id}"
-
-
 def _part_of(part: str, symbol: str) -> str:
     return f"{part} of {symbol}" if part.startswith("features ") else part
 
 
 def answer_of(decision_id: str, body: dict[str, Any], position: int | None) -> dict[str, Any]:
     """The wire answer of a decision's row. position None: not recorded."""
-    same = ("request_id", "policy_id", "policy", "role", "acts", "propensity", "role_probability", "action",
-            "confidence", "horizon_s", "weights", "learning_memory", "shielded", "degraded", "proposals")
+    same = ["request_id", "policy_id", "policy", "role", "acts", "propensity", "role_probability", "action",
+            "confidence", "horizon_s", "weights", "learning_memory", "shielded", "degraded", "proposals"]
+    same += ["rl"] if "rl" in body else []
     return {
         "decision_id": decision_id, "time_ms": body["request"]["time_ms"], **{name: body[name] for name in same},
         "versions": {"code": body["code_hash"], "config": body["config_hash"], "epoch": body["epoch"],
@@ -442,5 +377,4 @@ def _recorded_answer(row: Row, request_hash: str, state: HubState) -> dict[str, 
     return answer_of(row.key, row.body, row.position)
 
 
-__all__ = ["EmbeddingInUse", "FeatureSource", "Feeder", "Heads", "HubError", "HubService", "Seen", "Writer",
-           "answer_of"]
+__all__ = ["FeatureSource", "Feeder", "Heads", "HubError", "HubService", "Seen", "Writer", "answer_of"]

@@ -8,7 +8,6 @@ changes nothing: the writer appends the answer and applies it like any other row
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,9 @@ from feature_repo.features import DECISION_V1, MARKET_EMBEDDING
 from hub.config import HubConfig, grids_of, parse_recorded
 from hub.embedding_use import EmbeddingUse, is_embedding
 from hub.episodes import EMBEDDER, episode_features, episode_vector, of_this_service
+from hub.param_commands import StartTaken, is_param_start, start_of
 from hub.recorded_scores import SENTIMENT, RecordedScore, score_of
+from hub.rl_use import RlUse, is_rl_policy, rl_use_of
 from policies.rows import BLOCKING_KINDS, BOOK, LLM_ONLY, NewRow, Row
 from policies.track_record import TrackRecord
 from policies.types import STRATEGIES, Judgement, Outcome, Role
@@ -25,7 +26,8 @@ from router.allocation import StrategyAllocationBandit
 from router.evidence import Evidence
 from router.ladder import LadderReport, climbed, is_green_lit
 from router.memory import EpisodeMemory, EpisodeSummary
-from router.params import ParamBandit, ParamGrid, ParamSettings
+from router.optimiser import BayesianOptimiser, OptimiserSettings, Place
+from router.params import ParamBandit, ParamGrid, market_settings
 from router.posteriors import posterior_of
 from router.rewards import RewardModel, RewardSettings
 from router.thompson import Candidate, EpochRoles, draw_roles
@@ -34,11 +36,6 @@ from sentry.ledger import EpisodeRecord, LedgerReader
 
 # Trades whose outcome can still be revised. A revision of an older one is recorded but learnt from no more.
 REVISABLE_TRADES = 100_000
-
-# The parameter bandit's contexts: terciles of the market's volatility (a minute's, 0.05 % and 0.1 %) and the trend.
-_PARAM_SETTINGS = ParamSettings(
-    volatility_index=DECISION_V1.names.index("log_vol_120"), trend_index=DECISION_V1.names.index("ret_60"),
-    volatility_low=math.log(0.5), volatility_high=0.0)
 
 
 @dataclass
@@ -84,10 +81,12 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What the bandits were taught by a trade: its reward, and the parameter arms that were credited with it."""
+    """What the bandits were taught by a trade: its reward, and the parameter arms and the optimiser's point that were
+    credited with it."""
 
     reward: float
     credited: dict[str, float]
+    place: Place | None
 
 
 @dataclass
@@ -118,6 +117,8 @@ class HubState:
         self.llm_only_decisions = 0
         self.outcomes = 0
         self.embedding = EmbeddingUse()
+        self.start = StartTaken()
+        self.rl = RlUse()
         self.degraded: dict[str, str] = {}  # part: reason, of what is degraded now
         self.scores: dict[tuple[str, str], RecordedScore] = {}  # the newest, by symbol and source
         self.latest_ms = 0
@@ -150,7 +151,8 @@ class HubState:
         self.book = BookBreaker(config.sentry)
         self.rewards = {strategy: RewardModel(_reward_settings(config)) for strategy in STRATEGIES}
         self.allocation = StrategyAllocationBandit(seed=self.seed)
-        self.params = ParamBandit(self.seed, _param_grids(config), _PARAM_SETTINGS)
+        self.params = ParamBandit(self.seed, _param_grids(config), market_settings(DECISION_V1.names))
+        self.optimiser = BayesianOptimiser(self.params, _optimiser_settings(config))
         self.memory = EpisodeMemory(len(DECISION_V1.names), learning.memory.max_episodes) if self._remembers else None
 
     def _apply_configuration(self, row: Row) -> None:
@@ -160,7 +162,7 @@ class HubState:
         self.book.reconfigure(config.sentry)
         for model in self.rewards.values():
             model.settings = _reward_settings(config)
-        self.params.reconfigure(_param_grids(config))
+        self.optimiser.reconfigure(_param_grids(config), _optimiser_settings(config))
         if self.memory is not None:
             self.memory = self.memory.resized(config.learning.memory.max_episodes)
 
@@ -274,6 +276,11 @@ class HubState:
                 self.scores[detail["symbol"], detail["source"]] = score_of(row)
         elif is_embedding(row):
             self.embedding.apply(row)
+        elif is_param_start(row):
+            self.start, start = start_of(row)
+            self.optimiser.begin_from(start)
+        elif is_rl_policy(row):
+            self.rl = rl_use_of(row)
 
     def _learn(self, decision_id: str, taken: Trade, trade: dict[str, Any], now_ms: int) -> None:
         """A trade is learnt when its final part is in; a revision first takes back what was learnt."""
@@ -302,8 +309,10 @@ class HubState:
         else:
             self.allocation.forget(strategy, taken.learnt.reward)
             self.params.forget(strategy, trade["bucket"], taken.learnt.credited, taken.learnt.reward)
+            self.optimiser.forget(strategy, trade["bucket"], taken.learnt.place, taken.learnt.reward)
         self.allocation.update(strategy, reward)
-        taken.learnt = Learnt(reward, self.params.learn(strategy, trade["bucket"], trade["executed"], reward))
+        told = (strategy, trade["bucket"], trade["executed"], reward)
+        taken.learnt = Learnt(reward, self.params.learn(*told), self.optimiser.learn(*told, now_ms))
         if self.memory is not None and of_this_service(trade["features"]):
             summary = EpisodeSummary(trade["symbol"], strategy, trade["direction"], net_return,
                                      parts[-1].exit_reason, now_ms)
@@ -447,6 +456,11 @@ def _reward_settings(config: HubConfig) -> RewardSettings:
     bandits = config.learning.bandits
     return dataclasses.replace(RewardSettings(), scale=bandits.reward_scale, cvar_alpha=bandits.reward_cvar_alpha,
                                risk_per_trade=config.shield.risk_per_trade)
+
+
+def _optimiser_settings(config: HubConfig) -> OptimiserSettings:
+    bo = config.learning.bo
+    return OptimiserSettings(min_samples=bo.min_samples, update_cadence_s=bo.update_cadence_sec)
 
 
 def _param_grids(config: HubConfig) -> dict[str, ParamGrid]:

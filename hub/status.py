@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feature_repo.features import ARRAYS, DECISION_V1
 from hub import decide
+from hub.combining import levels_of
+from hub.decide import Features
 from hub.state import HeadState, HubState
 from policies.rows import LLM_ONLY
 from policies.track_record import TrackRecord
@@ -51,7 +54,9 @@ def status(service: HubService, market: str, ages: dict[str, dict[str, int] | No
                      for (part, reason), count in seen.degraded.most_common(20)],
         "degraded_now": [{"part": part, "reason": reason} for part, reason in sorted(state.degraded.items())],
         "features": feature_ages(ages),
-        "embedding": service.embedding(),
+        "embedding": service.embeddings.shown(),
+        "rl": service.rl.shown(),
+        "params_start": state.start.start_id or None,
         "book": {"peak_equity": finite(state.book.peak_equity), "equity": finite(state.book.equity),
                  "drawdown_percent": finite(state.book.drawdown_percent), "no_new_risk": state.book.tripped},
         "latency_ms": percentiles(list(seen.latencies_ms)),
@@ -71,6 +76,23 @@ def policy(state: HubState, policy_id: str) -> dict[str, Any]:
 def allocation(state: HubState) -> dict[str, Any]:
     return {"mode": state.config.learning.allocation_mode, "weights": decide.weights(state, None),
             "bandit": state.strategy_weights()}
+
+
+def params(state: HubState, strategy: str, symbol: str | None, features: Features) -> dict[str, Any]:
+    """The levels for a strategy in this market, or in the normal flat one, and what they rest on."""
+    values = features.values if features.values is not None else (math.nan,) * len(DECISION_V1)
+    bucket, key = state.params.bucket(values), f"position/{state.position}"
+    found, bo = state.params.start.of(strategy, bucket), state.config.learning.bo
+    optimiser = None
+    if bo.enabled:
+        optimiser = {"suggests": state.optimiser.suggests(strategy, bucket), "min_samples": bo.min_samples,
+                     "suggestion": state.optimiser.suggest(strategy, values, key)}
+    return {"strategy": strategy, "symbol": symbol, "bucket": bucket, "param_mode": state.config.learning.param_mode,
+            "proposal": levels_of(state, strategy, values, key), "start": None if found is None else asdict(found),
+            "optimiser": optimiser, "degraded": features.failed,
+            "arms": {name: [{"value": value, "trades": arm.trades, "reward_sum": arm.total}
+                            for value, arm in options.items()]
+                     for name, options in state.params.arms(strategy, values).items()}}
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:

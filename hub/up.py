@@ -32,6 +32,7 @@ from hub.config import HubConfig
 from hub.deployments import FEEDER, NAMESPACE, SENTRY
 from hub.home import Home
 from hub.market import MarketChoice, settle
+from hub.rl_start import take_in_rl
 from policies.clock import ClockChoice
 from policies.errors import HubError
 from policies.registry import PolicyFolder
@@ -97,6 +98,8 @@ def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_
             _start_mlflow(hub, say)
         if first_heads:
             _first_heads(hub, say)
+        with _ops_client(hub) as client:
+            take_in_rl(client, home.root, config.learning.rl, say)
         yield hub
 
 
@@ -217,8 +220,7 @@ def _start_mlflow_server(hub: Running, say: Say) -> str:
 
 def _first_heads(hub: Running, say: Say) -> None:
     """Train and register the first heads if none can be served; the hub serves the LLM alone meanwhile."""
-    ops = {"Authorization": f"Bearer {hub.home.tokens()['ops']}"}
-    with httpx.Client(base_url=hub.url, headers=ops, timeout=60.0) as client:
+    with _ops_client(hub) as client:
         known = client.get("/v1/policies").raise_for_status().json()["policies"]
         if any(_is_served(hub, policy["policy_id"]) for policy in known):
             return
@@ -233,6 +235,10 @@ def _first_heads(hub: Running, say: Say) -> None:
             if answer.status_code != 200:
                 raise NotStarted(f"the hub refused {path}: {answer.text}")
             say(f"heads: registered {answer.json()['alias']} as {answer.json()['policy_id'][:12]}")
+
+
+def _ops_client(hub: Running) -> httpx.Client:
+    return httpx.Client(base_url=hub.url, headers={"Authorization": f"Bearer {hub.home.tokens()['ops']}"}, timeout=60.0)
 
 
 def _is_served(hub: Running, policy_id: str) -> bool:

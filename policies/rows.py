@@ -18,7 +18,10 @@ observation    key position, or the sender's own
                                   key sentiment/source/symbol/time_ms, figure score, detail the rest of it; of
                                   "registration_refused" detail actor, alias, sha256, source, reason; of "embedder"
                                   key embedder/id, detail actor, alias, version, id, sha256, source; of "webhook"
-                                  key webhook/id, detail what was sent and what came of it
+                                  key webhook/id, detail what was sent and what came of it; of "param_start" key
+                                  param_start/position of the one before/id, detail id, start, actor, reason; of
+                                  "rl_policy" key rl_policy/position of the one before, policy_id of an actor or null,
+                                  detail alias, path, reason, actor
 
 `trade` is what an outcome's row repeats of its decision, so that it can be folded alone: symbol, strategy, policy_id,
 acts, decided_ms, direction and leverage (of the hub's action if it acts, else of the LLM's), executed (the levels, by
@@ -46,7 +49,9 @@ AUDIT_KINDS = frozenset({"genesis", "configuration", "policy", "command", "epoch
 
 REGISTRATION_REFUSED = "registration_refused"  # the observation of a candidate that did not become a policy
 EMBEDDER_STORED = "embedder"  # the observation of an embedder that can be chosen from now on
-AUDITED_OBSERVATIONS = frozenset({REGISTRATION_REFUSED, EMBEDDER_STORED, "embedding"})
+PARAM_START = "param_start"  # the observation of what the parameter learners start from
+RL_POLICY = "rl_policy"  # the observation of who has the reinforcement-learning policy's say
+AUDITED_OBSERVATIONS = frozenset({REGISTRATION_REFUSED, EMBEDDER_STORED, "embedding", PARAM_START, RL_POLICY})
 
 BOOK = "book"  # the policy_id of verdicts and commands on the whole account
 LLM_ONLY = "llm_only"  # stands where a policy_id would, when no head executes
@@ -73,8 +78,8 @@ class Row:
 
 
 def is_audited(row: Row) -> bool:
-    """Whether the row is projected into the audit: what changed who may trade or which embeddings there are, or was
-    refused.
+    """Whether the row is projected into the audit: what changed who may trade, with which embedding, from which
+    parameters or with whose say, or was refused.
 
     Not an epoch that left the traffic as it was.
     """

@@ -12,6 +12,8 @@ from policies.engine.rules import BASE_TIER, Costs, check_brackets, price_rows
 from policies.errors import InvalidInput
 from policies.fills import BracketFills
 
+MOST_OFFSET = 0.5  # as `policies.fills.BracketTrade` has it
+
 
 @dataclass(frozen=True)
 class SlotTrades:
@@ -27,13 +29,15 @@ class SlotTrades:
 
 def simulate_slots(bars: Bars, decision_time_ms: ArrayLike, direction: ArrayLike, leverage: ArrayLike,
                    tp_pct: ArrayLike, sl_pct: ArrayLike, horizon_bars: ArrayLike,
-                   costs: Costs = BASE_TIER) -> SlotTrades:
+                   costs: Costs = BASE_TIER, limit_offset_pct: ArrayLike = 0.0) -> SlotTrades:
     """What P slots earn that hold one trade each: a decision passes unseen while the slot's trade is open.
 
     decision_time_ms: int64 (N,), rising; an entry fills at the open of the first bar that opens then or later. A
     decision from before the first bar is passed over. direction: (N,) or (P, N): +1 long, -1 short, 0 no trade. The
     others as in `simulate_brackets`: one value, (N,), (P, 1) or (P, N). A trade that the bars do not see to its end is
-    left out, and its slot takes no other. Each trade is bit for bit that of `policies.fills.BracketTrade`.
+    left out, and its slot takes no other. limit_offset_pct: distance of the entry limit from the close before, on the
+    passive side; 0 is an entry at market. One that is not filled within its bar is no trade. Each trade is bit for bit
+    that of `policies.fills.BracketTrade`.
     """
     from policies.engine import bracket_kernel as kernel  # imports numba, which who steps one trade does without
 
@@ -46,10 +50,13 @@ def simulate_slots(bars: Bars, decision_time_ms: ArrayLike, direction: ArrayLike
     if sign.shape[1:] != times.shape or not np.isin(sign, (-1, 0, 1)).all():
         raise InvalidInput("direction", f"+1, -1 or 0, of shape ({len(times)},) or (P, {len(times)})", sign.shape)
     check_brackets(leverage, tp_pct, sl_pct, horizon_bars)
+    offset = np.asarray(limit_offset_pct)
+    if not ((offset >= 0) & (offset <= MOST_OFFSET)).all():
+        raise InvalidInput("limit_offset_pct", f"between 0 and {MOST_OFFSET:g}", limit_offset_pct)
     sign = np.where(entries > 0, sign, 0).astype(np.int8)
     levels = [_rectangle(name, value, sign.shape, kind) for name, value, kind in (
         ("leverage", leverage, np.float64), ("tp_pct", tp_pct, np.float64), ("sl_pct", sl_pct, np.float64),
-        ("horizon_bars", horizon_bars, np.int64))]
+        ("limit_offset_pct", limit_offset_pct, np.float64), ("horizon_bars", horizon_bars, np.int64))]
     records = kernel.walk_slots(prices, entries, times, bars.close_time_ms, sign, *levels, costs.row())
     slot, place, exit_index = (records[:, column].astype(np.int64) for column in range(3))
     sums = dict(zip(kernel.SUMS, records[:, 4:].T.copy(), strict=True))

@@ -3,6 +3,10 @@
 A value's mean reward has a Normal posterior (rewards come in risk units, so their spread is taken as known); each
 parameter takes the value with the largest draw. Parameters learn apart from each other: five values of four parameters
 are 20 arms, their combinations would be 625 and never be seen.
+
+A start (`router.param_start`) is a prior: every value of tp and sl in its buckets gets the same few pseudo-trades, with
+the advantage that was found as their mean reward at the value nearest to the one found, and half of it for each value
+further away. All get them, because an arm that alone had been tried would be drawn less often than untried ones.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from numpy.typing import NDArray
 
 from policies.errors import InvalidInput, UnknownEntity
 from policies.keyed_random import generator
+from router.param_start import ParamStart
 
 PARAMETERS = ("leverage", "tp_pct", "sl_pct", "min_conf")
+STARTED = ("tp_pct", "sl_pct")  # parameters that a start speaks of
 DEFAULT_STRATEGY = "default"  # the grid of a strategy that has none of its own
 
 
@@ -57,11 +63,27 @@ class ParamSettings:
     reward_sd: Annotated[float, Gt(0)] = 1.0
 
 
+def market_settings(features: Sequence[str]) -> ParamSettings:
+    """Of vectors with these features, which are those of `decision_v1`: buckets are terciles of the volatility of the
+    last 120 minutes (per minute, 0.05 % and 0.1 %; the feature is its logarithm over 0.1 %), and the trend of 60.
+    """
+    return ParamSettings(volatility_index=features.index("log_vol_120"), trend_index=features.index("ret_60"),
+                         volatility_low=math.log(0.5), volatility_high=0.0)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One value of one parameter in one bucket: how many rewards it has seen and their sum."""
 
     trades: int = 0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class PseudoArm:
+    """What a start lets a value begin with: how many trades it counts for, and the sum of their rewards."""
+
+    trades: float = 0.0
     total: float = 0.0
 
 
@@ -88,6 +110,7 @@ class ParamBandit:
         if not -math.inf < edges[0] < edges[1] < math.inf:
             raise InvalidInput("params.volatility_low", "< volatility_high, both finite", edges)
         self.updates = 0
+        self.start = ParamStart()
         self._arms: dict[tuple[str, str, str, float], Arm] = {}  # strategy, bucket, parameter, value
         self._values: dict[str, dict[str, tuple[float, ...]]] = {}
         self._tables: dict[tuple[str, str], _Table] = {}  # a memo of _arms; dropped where they change
@@ -102,6 +125,16 @@ class ParamBandit:
                     raise InvalidInput(f"per_strategy.{strategy}.{name}", "at least one value, all finite", options)
         self._values = values
         self._tables.clear()
+
+    def begin_from(self, start: ParamStart) -> None:
+        """Take this prior instead of the one before; what was learnt from trades stays."""
+        self.start = start
+        self._tables.clear()
+
+    def limit_offset_pct(self, strategy: str, bucket: str) -> float | None:
+        """Distance of the entry limit from the last close that the start gives; None where it gives none."""
+        found = self.start.of(strategy, bucket)
+        return None if found is None else found.limit_offset_pct
 
     def bucket(self, features: Sequence[float]) -> str:
         """The market a vector describes: volatility calm, normal or wild by fixed edges, and trend down, flat or up.
@@ -132,7 +165,7 @@ class ParamBandit:
         """By parameter and value, what is known in the market that the vector describes."""
         bucket = self.bucket(features)
         return {name: {value: self._arms.get((strategy, bucket, name, value), Arm()) for value in values}
-                for name, values in self._grid(strategy).items()}
+                for name, values in self.grid(strategy).items()}
 
     def learn(self, strategy: str, bucket: str, values: Mapping[str, float], reward: float) -> dict[str, float]:
         """Credit a trade's reward to the arms it was executed with; returns them, for `forget`.
@@ -140,7 +173,7 @@ class ParamBandit:
         values: what was executed, by parameter. One that no grid value equals (the shield or the LLM had changed it)
         tells nothing about an arm, so it is left out.
         """
-        grid = self._grid(strategy)
+        grid = self.grid(strategy)
         credited = {name: float(values[name]) for name in PARAMETERS if values.get(name) in grid[name]}
         self._credit(strategy, bucket, credited, reward, 1)
         return credited
@@ -168,7 +201,8 @@ class ParamBandit:
         self._tables.pop((strategy, bucket), None)
         self.updates += 1
 
-    def _grid(self, strategy: str) -> dict[str, tuple[float, ...]]:
+    def grid(self, strategy: str) -> dict[str, tuple[float, ...]]:
+        """The values of each parameter, ascending."""
         grid = self._values.get(strategy) or self._values.get(DEFAULT_STRATEGY)
         if grid is None:
             raise UnknownEntity("strategy", strategy, sorted(self._values))
@@ -176,12 +210,23 @@ class ParamBandit:
 
     def _build(self, strategy: str, bucket: str) -> _Table:
         arms: list[Arm] = []
+        pseudo: list[PseudoArm] = []
         segments = []
-        for name, values in self._grid(strategy).items():
+        for name, values in self.grid(strategy).items():
             segments.append((name, len(arms), values))
             arms += [self._arms.get((strategy, bucket, name, value), Arm()) for value in values]
-        weight = self.settings.prior_trades + np.array([arm.trades for arm in arms], dtype=float)
-        mean = np.array([arm.total for arm in arms]) / weight
+            pseudo += self._pseudo(strategy, bucket, name, values)
+        weight = self.settings.prior_trades + np.array([a.trades + p.trades for a, p in zip(arms, pseudo, strict=True)])
+        mean = np.array([a.total + p.total for a, p in zip(arms, pseudo, strict=True)]) / weight
         table = _Table(mean, self.settings.reward_sd / np.sqrt(weight), tuple(segments))
         self._tables[strategy, bucket] = table
         return table
+
+    def _pseudo(self, strategy: str, bucket: str, name: str, values: tuple[float, ...]) -> list[PseudoArm]:
+        """What the start says of each value; nothing of leverage and confidence."""
+        found = self.start.of(strategy, bucket)
+        if found is None or name not in STARTED:
+            return [PseudoArm()] * len(values)
+        logs = np.abs(np.log(np.array(values) / getattr(found, name)))
+        steps = np.abs(np.arange(len(values)) - int(logs.argmin()))
+        return [PseudoArm(found.weight, found.weight * found.shrunk_advantage * 0.5 ** int(step)) for step in steps]

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from policies.errors import LedgerCorrupt
-from policies.rows import AUDIT_KINDS, EMBEDDER_STORED, Row, is_audited
+from policies.rows import AUDIT_KINDS, EMBEDDER_STORED, PARAM_START, RL_POLICY, Row, is_audited
 from sentry.ledger import LedgerReader, encoded, open_for_reading, open_for_writing
 
 AUDIT_APPLICATION_ID = 0x41554454
@@ -200,6 +200,11 @@ def _summary(row: Row) -> str:
         case "observation" if body["what"] == EMBEDDER_STORED:
             detail = body["detail"]
             return f"stored embedder {detail['version']} ({detail['alias']}, SHA-256 {detail['sha256'][:12]})"
+        case "observation" if body["what"] == PARAM_START:
+            buckets = sum(map(len, body["detail"]["start"]["levels"].values()))
+            return f"parameters start from {body['detail']['id'][:12]} ({buckets} buckets): {body['detail']['reason']}"
+        case "observation" if body["what"] == RL_POLICY:
+            return f"the say on sizes: {body['detail']['alias'] or 'nobody'}: {body['detail']['reason']}"
         case "observation":
             detail = body["detail"]
             named = f"{detail['alias'] or 'without an alias'}, SHA-256 {detail['sha256'][:12] or 'unknown'}"

@@ -115,7 +115,8 @@ class KeyedFeatures:
         for name, value in self.fixed.items():
             values[DECISION_V1.names.index(name)] = value
         held = [group for group in arrays if group != MARKET_EMBEDDING or self.embedding_version]
-        times = dict.fromkeys((*DECISION_V1.groups, *held), event_ms) | self.event_time_ms
+        read = {group: time_ms for group, time_ms in self.event_time_ms.items() if group in held or group not in ARRAYS}
+        times = dict.fromkeys((*DECISION_V1.groups, *held), event_ms) | read
         drawn = {group: self._array(group, symbol, times[group]) for group in held
                  if 0 <= now_ms - times[group] <= ARRAYS[group].ttl_ms}
         return Features(tuple(map(float, values)), times, episode=self.episode, arrays=drawn,

@@ -32,6 +32,7 @@ SCOPES = {
     ("POST", "/v1/policies"): OPS, ("POST", "/v1/policies/{name}/{command}"): OPS, ("POST", "/v1/embedding"): OPS,
     ("POST", "/v1/webhooks/policy"): SIGNED,
     ("GET", "/v1/status"): EITHER, ("GET", "/v1/allocation"): EITHER, ("GET", "/v1/params/{strategy}"): EITHER,
+    ("GET", "/v1/params"): EITHER, ("POST", "/v1/params/start"): OPS, ("POST", "/v1/rl"): OPS,
     ("GET", "/v1/memory/knn"): EITHER, ("GET", "/v1/audit"): OPS, ("GET", "/v1/openapi.json"): EITHER,
     ("GET", "/healthz"): OPEN, ("GET", "/readyz"): OPEN, ("GET", "/metrics"): OPEN,
     ("GET", "/ops"): OPEN, ("GET", "/ops/ops.js"): OPEN, ("GET", "/ops/ops.css"): OPEN,
@@ -393,7 +394,7 @@ async def test_the_answer_shows_the_signal_of_each_member_of_an_ensemble(
 async def test_an_embedding_that_production_needs_is_not_changed_without_force(
         hub: PlainHub, client: httpx.AsyncClient) -> None:
     version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
-    await hub.service.use_embedding(version, "")
+    await hub.service.embeddings.use(version, "")
     await hub.register(array_bundle("embedded_v1", {"market_embedding": 4}, version))
     await hub.command("promote", "embedded_v1")
     before = hub.reader.head()

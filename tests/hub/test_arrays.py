@@ -197,7 +197,7 @@ def test_a_head_without_its_array_has_no_answer_and_says_which(tmp_path: Path) -
 
 async def test_ages_of_arrays_are_told_like_those_of_features(hub: PlainHub) -> None:
     version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
-    await hub.service.use_embedding(version, "")
+    await hub.service.embeddings.use(version, "")
     hub.features.embedding_version = version
     hub.features.event_time_ms = {WINDOW: hub.time_ms - STALE_MS}
     told = {entry["group"]: entry for entry in feature_ages(await hub.service.feature_ages())
@@ -208,7 +208,7 @@ async def test_ages_of_arrays_are_told_like_those_of_features(hub: PlainHub) -> 
 
 async def test_an_embedding_that_is_no_longer_in_use_is_not_told_as_stale(hub: PlainHub) -> None:
     version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
-    await hub.service.use_embedding(version, "")
+    await hub.service.embeddings.use(version, "")
     hub.features.embedding_version = version
     hub.features.event_time_ms = {MARKET_EMBEDDING: hub.time_ms - STALE_MS}
 
@@ -217,5 +217,23 @@ async def test_an_embedding_that_is_no_longer_in_use_is_not_told_as_stale(hub: P
                 if entry["group"] == MARKET_EMBEDDING]
 
     assert set(await told()) == {False}, "its feed has stopped"
-    await hub.service.use_embedding(NO_EMBEDDING, "", force=True)
+    await hub.service.embeddings.use(NO_EMBEDDING, "", force=True)
     assert await told() == []
+
+
+async def test_what_nobody_who_is_asked_takes_is_neither_read_nor_told_as_stale(hub: PlainHub) -> None:
+    version = embedders_of(hub.home).add(pack_bundle(encoder_bundle()), load_embedder)
+    await hub.service.embeddings.use(version, "")
+    hub.features.embedding_version = version
+    await hub.register(array_bundle("embedded_v1", {MARKET_EMBEDDING: 4}, version))
+    hub.features.event_time_ms = {MARKET_EMBEDDING: hub.time_ms - STALE_MS}
+
+    async def told() -> set[str]:
+        return {entry["part"] for entry in (await hub.decide_later())["degraded"]}
+
+    assert f"features {MARKET_EMBEDDING}" in await told(), "a head is made for it, and its feed has stopped"
+    await hub.service.embeddings.use(NO_EMBEDDING, "", force=True)
+    assert await told() == {"head embedded_v1"}
+    assert MARKET_EMBEDDING not in hub.features.read_arrays[-1]
+    report = replay_ledger(hub.home.ledger, hub.home.policies)
+    assert report.equal, list(report.lines(5))

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from fake_hub import FakeHub, problem, sends
 from rich.console import Console
 
-from hub.cli import TABLE_WIDTH, cli, heads_table
+from hub.cli import TABLE_WIDTH, cli, heads_table, start_table
 from hub.home import Home
 
 REGISTERED = {"accepted": "recorded", "policy_id": "ab" * 32, "alias": "tabnet_v1", "position": 7}
@@ -101,3 +101,26 @@ def test_table_of_heads_cuts_no_figure() -> None:
                  "throttle: profit_factor 0.50, paused", "llm_only"):
         assert part in said
     assert "…" not in said
+
+
+def test_a_start_is_sent_as_it_lies_there_and_what_became_of_it_is_said(
+        answering: FakeHub, home: Home, tmp_path: Path) -> None:
+    answering.respond = sends(200, {"accepted": "recorded", "position": 9, "start_id": "ab" * 32, "buckets": 3})
+    (tmp_path / "param_start.json").write_text('{"kind": "param_start"}')
+    said = run(home, answering, "params", "start", "--path", str(tmp_path / "param_start.json"), "--reason", "found")
+    assert (said.exit_code, said.output) == (
+        0, "parameters start from abababababab (3 buckets): recorded at position 9\n")
+    assert json.loads(answering.raw[0]) == {"start": {"kind": "param_start"}, "reason": "found"}
+    (tmp_path / "param_start.json").write_bytes(b"\x80")
+    said = run(home, answering, "params", "start", "--path", str(tmp_path / "param_start.json"))
+    assert said.exit_code != 0
+
+
+def test_the_start_in_use_is_shown_by_strategy_and_bucket() -> None:
+    level = {"strategy": "momentum", "bucket": "calm_up", "tp_pct": 0.012, "sl_pct": 0.005, "limit_offset_pct": 0.0005,
+             "trades": 120, "mean_reward": -0.02, "shrunk_advantage": 0.04, "weight": 10.0}
+    console = Console(file=io.StringIO(), width=TABLE_WIDTH)
+    console.print(start_table([level]))
+    assert isinstance(console.file, io.StringIO)
+    for cell in ("momentum", "calm_up", "1.200", "0.500", "0.050", "120", "-0.020", "+0.040", "10.0"):
+        assert cell in console.file.getvalue()

@@ -137,13 +137,18 @@ def test_a_value_out_of_its_range_is_refused_by_name(path: str, value: Any) -> N
 
 
 @pytest.mark.parametrize(("path", "value"), [
-    ("learning.param_mode", "bo"), ("learning.memory.embedder", "sbert-mini"),
-    ("learning.memory.embedder", "openai-text-ada"), ("learning.bo.enabled", True), ("learning.rl.enabled", True),
+    ("learning.memory.embedder", "sbert-mini"), ("learning.memory.embedder", "openai-text-ada"),
 ])
 def test_what_this_version_does_not_have_is_refused_and_not_ignored(path: str, value: Any) -> None:
     error = refused(nested(path, value))
     assert error.field == path
     assert "in this version" in error.legal
+
+
+def test_param_mode_bo_needs_the_optimiser() -> None:
+    assert refused(nested("learning.param_mode", "bo")).field == "learning.param_mode"
+    assert parse({"learning": {"param_mode": "bo", "bo": {"enabled": True}}}).learning.param_mode == "bo"
+    assert parse({"learning": {"bo": {"enabled": True}}}).learning.param_mode == "bandit", "it may be watched first"
 
 
 # -- where it comes from ----------------------------------------------------------------------------------------------

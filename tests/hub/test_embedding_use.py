@@ -58,7 +58,7 @@ async def test_only_heads_of_the_embedding_in_use_are_asked_and_the_others_say_w
     asked, reasons = await asked_in(hub)
     assert asked == {"momentum_v1"}
     assert reasons[f"head for_{V1}"] == f"is made for embedding {V1}; in use is none"
-    await hub.service.use_embedding(V1, "try it")
+    await hub.service.embeddings.use(V1, "try it")
     asked, reasons = await asked_in(hub)
     assert asked == {"momentum_v1", f"for_{V1}"}
     assert reasons == {f"head for_{V2}": f"is made for embedding {V2}; in use is {V1}"}
@@ -68,7 +68,7 @@ async def test_only_heads_of_the_embedding_in_use_are_asked_and_the_others_say_w
 
 async def test_until_the_store_holds_the_version_in_use_its_heads_are_not_asked(hub: PlainHub) -> None:
     hub.features.embedding_version = V1
-    await hub.service.use_embedding(V2, "newer")
+    await hub.service.embeddings.use(V2, "newer")
     asked, reasons = await asked_in(hub)
     assert asked == {"momentum_v1"}
     assert reasons[f"head for_{V2}"] == f"is made for embedding {V2}; the store holds {V1} so far"
@@ -79,10 +79,10 @@ async def test_until_the_store_holds_the_version_in_use_its_heads_are_not_asked(
 
 async def test_a_revert_is_obeyed_by_the_very_next_decision(hub: PlainHub) -> None:
     for version in (V1, V2):
-        await hub.service.use_embedding(version, "")
+        await hub.service.embeddings.use(version, "")
     hub.features.embedding_version = V2
     assert f"for_{V2}" in (await asked_in(hub))[0]
-    answer = await hub.service.revert_embedding("it drifts")
+    answer = await hub.service.embeddings.revert("it drifts")
     assert (answer["version"], answer["earlier"]) == (V1, NO_EMBEDDING)
     asked, reasons = await asked_in(hub)
     assert asked == {"momentum_v1"}, "the store still holds the version that was reverted"
@@ -92,26 +92,26 @@ async def test_a_revert_is_obeyed_by_the_very_next_decision(hub: PlainHub) -> No
 
 
 async def test_a_decision_under_way_when_the_embedding_changes_is_made_again(hub: PlainHub) -> None:
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     hub.features.embedding_version = V1
     for interrupted in ("during", "before_commit"):
         place = hub.heads if interrupted == "during" else hub.writer
-        setattr(place, interrupted, lambda: hub.service.use_embedding(NO_EMBEDDING, "away with it", force=True))
+        setattr(place, interrupted, lambda: hub.service.embeddings.use(NO_EMBEDDING, "away with it", force=True))
         asked, reasons = await asked_in(hub)
         assert asked == {"momentum_v1"}
         assert reasons[f"head for_{V1}"] == f"is made for embedding {V1}; in use is none"
-        await hub.service.use_embedding(V1, "again")
+        await hub.service.embeddings.use(V1, "again")
     assert hub.service.seen.conflicts == 2
 
 
 async def test_reverts_go_back_step_by_step_and_end_at_none(hub: PlainHub) -> None:
     for version in (V1, V2, V2, NO_EMBEDDING):
-        await hub.service.use_embedding(version, "")
-    versions = [(await hub.service.revert_embedding(""))["version"] for _ in range(3)]
+        await hub.service.embeddings.use(version, "")
+    versions = [(await hub.service.embeddings.revert(""))["version"] for _ in range(3)]
     assert versions == [V2, V1, NO_EMBEDDING]
     with pytest.raises(InvalidInput, match="in use before"):
-        await hub.service.revert_embedding("")
-    assert hub.service.embedding() == {"version": NO_EMBEDDING, "earlier": None,
+        await hub.service.embeddings.revert("")
+    assert hub.service.embeddings.shown() == {"version": NO_EMBEDDING, "earlier": None,
                                        "known": [*sorted((V1, V2)), NO_EMBEDDING]}
 
 
@@ -119,11 +119,11 @@ async def test_a_version_that_is_not_stored_or_was_changed_on_disk_is_refused_an
         hub: PlainHub) -> None:
     head = hub.reader.head()
     with pytest.raises(UnknownEntity, match="mae-0123"):
-        await hub.service.use_embedding("mae-0123", "")
+        await hub.service.embeddings.use("mae-0123", "")
     model = hub.home.root / "embedders" / encoder_bundle(2).policy_id / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleRefused):
-        await hub.service.use_embedding(V2, "")
+        await hub.service.embeddings.use(V2, "")
     assert hub.reader.head() == head
     assert hub.state.embedding.version == NO_EMBEDDING
 
@@ -132,29 +132,29 @@ async def test_a_version_that_is_not_stored_or_was_changed_on_disk_is_refused_an
 async def test_an_embedder_of_more_than_is_stored_is_refused(hub: PlainHub, shape: dict[str, int], group: str) -> None:
     version = embedders_of(hub.home).add(pack_bundle(encoder_bundle(**shape)), load_embedder)
     with pytest.raises(InvalidInput, match=group):
-        await hub.service.use_embedding(version, "")
+        await hub.service.embeddings.use(version, "")
 
 
 async def test_the_same_command_again_is_recorded_once(hub: PlainHub) -> None:
     for accepted in ("recorded", "duplicate"):
-        assert (await hub.service.use_embedding(V1, "", "c1"))["accepted"] == accepted
-    await hub.service.use_embedding(V2, "", "c2")
+        assert (await hub.service.embeddings.use(V1, "", "c1"))["accepted"] == accepted
+    await hub.service.embeddings.use(V2, "", "c2")
     for accepted in ("recorded", "duplicate"):
-        assert (await hub.service.revert_embedding("", "c3"))["accepted"] == accepted
+        assert (await hub.service.embeddings.revert("", "c3"))["accepted"] == accepted
     assert hub.state.embedding.version == V1
     with pytest.raises(ContentConflict):
-        await hub.service.use_embedding(V2, "", "c1")
+        await hub.service.embeddings.use(V2, "", "c1")
 
 
 async def test_the_embedding_in_use_survives_a_restart_and_a_replay_finds_every_decision_equal(
         hub: PlainHub, open_hub: Any) -> None:
     hub.features.embedding_version = V1
-    for step in (lambda: hub.service.use_embedding(V1, ""), lambda: hub.service.use_embedding(V2, "", force=True),
-                 lambda: hub.service.revert_embedding(""), lambda: hub.service.revert_embedding("")):
+    for step in (lambda: hub.service.embeddings.use(V1, ""), lambda: hub.service.embeddings.use(V2, "", force=True),
+                 lambda: hub.service.embeddings.revert(""), lambda: hub.service.embeddings.revert("")):
         await hub.decide_later()
         await step()
         await hub.decide_later()
-    await hub.service.use_embedding(V2, "", force=True)
+    await hub.service.embeddings.use(V2, "", force=True)
     report = replay_ledger(hub.home.ledger, hub.home.policies)
     assert report.equal, list(report.lines(5))
     assert (report.decisions, report.proposals) == (8, 8 + 4), "the head of V1 was asked while V1 was in use"
@@ -165,7 +165,7 @@ async def test_the_embedding_in_use_survives_a_restart_and_a_replay_finds_every_
 
 
 async def test_status_tells_the_version_in_use(hub: PlainHub) -> None:
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     told = status(hub.service, "", await hub.service.feature_ages())["embedding"]
     assert (told["version"], told["earlier"]) == (V1, NO_EMBEDDING)
 
@@ -211,15 +211,15 @@ async def test_a_follower_has_the_feeder_use_what_the_ledger_says(hub: PlainHub)
     follower = EmbeddingFollower(hub.home, use, lambda: time_s[0])
     follower.follow()
     assert used == []
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     follower.follow()
     follower.follow()
     assert used == [NO_EMBEDDING, V1], "loaded once"
-    await hub.service.use_embedding(V2, "")
-    await hub.service.revert_embedding("")
+    await hub.service.embeddings.use(V2, "")
+    await hub.service.embeddings.revert("")
     follower.follow()
     assert (used[2:], follower.problem) == ([], ""), "between two looks it went back to where it was"
-    await hub.service.use_embedding(V2, "")
+    await hub.service.embeddings.use(V2, "")
     model = hub.home.root / "embedders" / encoder_bundle(2).policy_id / "model.onnx"
     content = model.read_bytes()
     model.write_bytes(b"")
@@ -244,7 +244,7 @@ async def test_whatever_loading_or_using_an_embedder_raises_it_is_tried_again_mo
         raise [MemoryError(), OSError("no disk"), RuntimeError("odd")][tries[0] % 3]
 
     follower = EmbeddingFollower(hub.home, lambda embedder: None, lambda: time_s[0])
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     monkeypatch.setattr(EmbedderFolder, "load", crash)
     counted = []
     for time_s[0] in (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 7.0, 1e3, 1.001e3, 1.01e3):
@@ -253,7 +253,7 @@ async def test_whatever_loading_or_using_an_embedder_raises_it_is_tried_again_mo
     assert counted == [1, 1, 2, 2, 3, 3, 4, 5, 5, 5]
     assert follower.problem == "RuntimeError: odd"
     monkeypatch.undo()
-    await hub.service.use_embedding(NO_EMBEDDING, "")
+    await hub.service.embeddings.use(NO_EMBEDDING, "")
     follower.follow()
     assert follower.problem == ""
 
@@ -268,7 +268,7 @@ async def test_a_slow_embedder_is_not_waited_for_and_used_when_it_is_there(
         return load(self, version)
 
     follower = EmbeddingFollower(hub.home, used.append)
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     monkeypatch.setattr(EmbedderFolder, "load", slow)
     monkeypatch.setattr(embedding_use, "PATIENCE_S", 0.01)
     follower.follow()
@@ -287,7 +287,7 @@ async def test_a_ledger_that_cannot_be_read_leaves_the_embedding_as_it_is(
         hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Embedder | None] = []
     follower = EmbeddingFollower(hub.home, used.append)
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     follower.follow()
 
     def torn(self: LedgerEmbedding) -> str:

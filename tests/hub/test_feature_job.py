@@ -57,7 +57,7 @@ async def test_a_market_is_embedded_by_the_version_that_the_ledger_says_is_in_us
         home: Home, config: HubConfig, open_hub: Callable[..., PlainHub]) -> None:
     version = embedders_of(home).add(pack_bundle(encoder_bundle()), load_embedder)
     hub = open_hub(name=home.root.name)
-    await hub.service.use_embedding(version, "")
+    await hub.service.embeddings.use(version, "")
     short = replace(config, market=replace(config.market, generated_bars=300))
     said: list[str] = []
     run = await asyncio.to_thread(fill_features, home, short, None, said.append)

@@ -64,8 +64,8 @@ async def test_the_embedding_follows_the_ledger_at_once_also_back(
         hub: PlainHub, feeder: FeederShell, redis: EmbeddedRedis) -> None:
     assert MARKET_EMBEDDING not in (await served(redis, NOW_MS)).event_time_ms
     seen = []
-    for say in (lambda: hub.service.use_embedding(V1, ""), lambda: hub.service.use_embedding(V2, ""),
-                lambda: hub.service.revert_embedding("it drifts")):
+    for say in (lambda: hub.service.embeddings.use(V1, ""), lambda: hub.service.embeddings.use(V2, ""),
+                lambda: hub.service.embeddings.revert("it drifts")):
         await say()
         feeder.advance(NOW_MS)  # as the hub tells it when it has recorded the row
         vector = await served(redis, NOW_MS)
@@ -73,7 +73,7 @@ async def test_the_embedding_follows_the_ledger_at_once_also_back(
         assert vector.event_time_ms[MARKET_EMBEDDING] == vector.event_time_ms[WINDOW] == NOW_MS
     assert [version for version, _ in seen] == [V1, V2, V1]
     assert seen[0] == seen[2] != seen[1]
-    await hub.service.use_embedding(NO_EMBEDDING, "")
+    await hub.service.embeddings.use(NO_EMBEDDING, "")
     later_ms = NOW_MS + MINUTE_MS
     feeder.advance(later_ms)
     vector = await served(redis, later_ms)
@@ -82,7 +82,7 @@ async def test_the_embedding_follows_the_ledger_at_once_also_back(
 
 async def test_an_embedder_that_is_gone_leaves_windows_and_features_alone(
         hub: PlainHub, feeder: FeederShell, redis: EmbeddedRedis, capfd: Any) -> None:
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     model = hub.home.root / "embedders" / encoder_bundle(1).policy_id / "model.onnx"
     model.unlink()
     for minute in range(1, 4):
@@ -95,7 +95,7 @@ async def test_an_embedder_that_is_gone_leaves_windows_and_features_alone(
 
 async def test_what_was_embedded_is_in_the_offline_store_when_the_next_stretch_is_prepared(
         hub: PlainHub, feeder: FeederShell, redis: EmbeddedRedis, tmp_path: Path) -> None:
-    await hub.service.use_embedding(V1, "")
+    await hub.service.embeddings.use(V1, "")
     feeder.advance(NOW_MS)
     served_then = (await served(redis, NOW_MS)).arrays[MARKET_EMBEDDING]
     feeder.advance(NOW_MS + PREPARED_MS + MINUTE_MS)

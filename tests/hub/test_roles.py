@@ -12,9 +12,9 @@ from plain_hub import PlainHub, momentum_bundle, onnx_bundle, opens, rows_of
 from scipy.stats import binom
 
 from hub.decide import Answer
+from hub.embedding_commands import EmbeddingInUse
 from hub.embedding_use import embedders_of
 from hub.replay import replay_ledger
-from hub.service import EmbeddingInUse
 from policies.bundle import pack_bundle
 from policies.embedder import load_embedder
 from policies.rows import LLM_ONLY, decision_id_of
@@ -106,7 +106,7 @@ async def test_a_new_head_of_an_embedding_that_is_not_in_use_waits_for_it_withou
     waiting = await hub.register(array_bundle("embedded_v1", {"market_embedding": 4}, version))
     assert shares(hub) == {production: 0.9, challenger: 0.1}
     assert hub.state.epoch.roles.roles[waiting] is Role.SHADOW
-    await hub.service.use_embedding(version, "")
+    await hub.service.embeddings.use(version, "")
     hub.features.embedding_version = version
     await hub.decide_later(minutes=2)
     assert shares(hub) == {production: 0.9, waiting: 0.1}
@@ -116,7 +116,7 @@ async def test_a_new_head_of_an_embedding_that_is_not_in_use_waits_for_it_withou
 async def test_an_embedding_that_a_head_with_a_share_needs_is_changed_by_force_or_a_revert_alone(
         hub: PlainHub, production: str) -> None:
     first, second = (embedders_of(hub.home).add(pack_bundle(encoder_bundle(seed)), load_embedder) for seed in (0, 1))
-    await hub.service.use_embedding(first, "", "c1")
+    await hub.service.embeddings.use(first, "", "c1")
     for alias in ("embedded_v1", "embedded_v2"):
         await hub.register(array_bundle(alias, {"market_embedding": 4}, first, seed=len(alias)))
     await hub.command("promote", "embedded_v1")
@@ -124,14 +124,14 @@ async def test_an_embedding_that_a_head_with_a_share_needs_is_changed_by_force_o
     head = hub.reader.head()
     for version in (second, NO_EMBEDDING):
         with pytest.raises(EmbeddingInUse, match="say force") as refused:
-            await hub.service.use_embedding(version, "")
+            await hub.service.embeddings.use(version, "")
         assert set(refused.value.heads) == named
     assert hub.reader.head() == head
-    await hub.service.use_embedding(first, "", "c2")  # the one in use is no change
-    assert (await hub.service.use_embedding(second, "", force=True))["version"] == second
-    assert (await hub.service.use_embedding(first, "", "c1"))["accepted"] == "duplicate"
-    await hub.service.use_embedding(first, "back: whoever needed it is off line already")
-    assert (await hub.service.revert_embedding("it drifts"))["version"] == second, "an emergency needs no force"
+    await hub.service.embeddings.use(first, "", "c2")  # the one in use is no change
+    assert (await hub.service.embeddings.use(second, "", force=True))["version"] == second
+    assert (await hub.service.embeddings.use(first, "", "c1"))["accepted"] == "duplicate"
+    await hub.service.embeddings.use(first, "back: whoever needed it is off line already")
+    assert (await hub.service.embeddings.revert("it drifts"))["version"] == second, "an emergency needs no force"
 
 
 # -- what takes traffic away ------------------------------------------------------------------------------------------

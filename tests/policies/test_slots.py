@@ -44,6 +44,40 @@ def test_each_slot_equals_stepping_one_trade_after_the_other() -> None:
         assert len(expected) > 5
 
 
+def test_limit_entries_equal_stepping_one_trade_after_the_other() -> None:
+    bars, rng = jumpy_bars(4), np.random.default_rng(4)
+    times = bars.close_time_ms[::2]
+    sign, offset = rng.choice([-1, 1], (4, len(times))), np.array([[0.0], [0.0004], [0.002], [0.02]])
+    tp, sl = rng.uniform(0.002, 0.02, (2, 4, 1))
+    slots = simulate_slots(bars, times, sign, 10.0, tp, sl, 9, limit_offset_pct=offset)
+    counts = []
+    for slot in range(4):
+        expected, missed, free_ms = [], 0, 0
+        for place, time_ms in enumerate(times.tolist()):
+            if time_ms < free_ms:
+                continue
+            side = Direction.LONG if sign[slot, place] > 0 else Direction.SHORT
+            entry = time_ms // MINUTE
+            action = Action(side, 0.04, 10.0, tp[slot, 0], sl[slot, 0], float(offset[slot, 0]))
+            trade = BracketTrade(action, time_ms, float(bars.close[entry - 1]), 1e4, 9, MINUTE)
+            for bar in range(entry, len(bars)):
+                if trade.step(bar_at(bars, bar)):
+                    break
+            if trade.result is None:
+                break
+            free_ms = trade.result.exit_time_ms
+            missed += trade.result.exit_reason == "not_filled"
+            if trade.result.exit_reason != "not_filled":
+                expected.append((place, free_ms, trade.result.net_return_on_margin, trade.result.entry_price,
+                                 trade.result.exit_price, trade.result.fees, trade.result.funding))
+        own, fills = np.flatnonzero(slots.slot == slot), slots.fills
+        assert [(int(slots.place[i]), int(bars.close_time_ms[fills.exit_index[i]]), fills.net_return_on_margin[i],
+                 fills.entry_price[i], fills.exit_price[i], fills.fees[i], fills.funding[i]) for i in own] == expected
+        counts.append((len(expected), missed))
+    assert counts[0][1] == 0
+    assert all(filled > 5 and missed > 5 for filled, missed in counts[1:3]), counts
+
+
 def test_sparse_decisions_are_all_taken_and_equal_the_bracket_walk() -> None:
     bars = jumpy_bars(5)
     entries = np.arange(1, 380, 12)
@@ -76,7 +110,8 @@ def test_no_decisions_are_no_trades() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"decision_time_ms": [5, 4]}, {"direction": [1, 2]}, {"direction": [1]},
-                                 {"leverage": [[1.0], [2.0]]}, {"tp_pct": np.nan}, {"horizon_bars": 0}])
+                                 {"leverage": [[1.0], [2.0]]}, {"tp_pct": np.nan},
+                                 {"limit_offset_pct": np.nan}, {"limit_offset_pct": -0.001}, {"horizon_bars": 0}])
 def test_senseless_decisions_are_refused_by_name(bad: dict[str, Any]) -> None:
     arguments = {"decision_time_ms": [0, MINUTE], "direction": [1, 1], "leverage": 5.0, "tp_pct": 0.01, "sl_pct": 0.01,
                  "horizon_bars": 5} | bad
