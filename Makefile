@@ -10,7 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install run test check demo features retrain_sup bench experiments drift chaos browser screenshots lock clean
+.PHONY: help install run test check demo features retrain_sup retrain_rl bo nightly forward_test ci_pipeline bench \
+  experiments drift chaos browser screenshots lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z_]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,7 +51,38 @@ retrain_sup: $(INSTALLED) ## Search for better heads, judge them, hand over the 
 	  $(if $(SIZE),--size $(SIZE)) $(if $(MARKET),--market $(MARKET)) $(if $(STRICT),--strict) \
 	  $(if $(HUB_URL),--hub-url $(HUB_URL))
 
-bench: $(INSTALLED) ## Measure decisions, joins, online reads, backtests beside a peer and a floor (ONLY=decision|join|online|backtest)
+MARKET_AND_HUB = $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) $(if $(MARKET),--market $(MARKET)) \
+  $(if $(HUB_URL),--hub-url $(HUB_URL))
+# Defaults of the commands themselves, unless the user names something else.
+GIVEN_COINS = $(if $(filter-out undefined file,$(origin COINS)),--coins $(COINS))
+GIVEN_LOOKBACK = $(if $(filter-out undefined file,$(origin LOOKBACK)),--lookback $(LOOKBACK))
+
+retrain_rl: $(INSTALLED) ## Train PPO or SAC, judge it, hand it over (STEPS=1e6 ALGO=sac LOAD=checkpoint EPISODES=1)
+	@$(BIN)/python -W ignore::DeprecationWarning -m train.rl.retrain_rl --home $(HUB_HOME) $(MARKET_AND_HUB) \
+	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(STEPS),--steps $(STEPS)) $(if $(ALGO),--algo $(ALGO)) \
+	  $(if $(LOAD),--load $(LOAD)) $(if $(SIZE),--size $(SIZE)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(EPISODES),--episodes) $(if $(STRICT),--strict)
+
+bo: $(INSTALLED) ## Search levels per strategy and market over the backtest, hand over what the hub starts from (TRIALS=16)
+	@$(BIN)/python -W ignore::DeprecationWarning -m train.bo.optimise --home $(HUB_HOME) $(MARKET_AND_HUB) \
+	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(TRIALS),--trials $(TRIALS)) $(if $(STRICT),--strict)
+
+nightly: $(INSTALLED) ## Every job of a night, resumable, one report (RL=1|0, NIGHT=2026-11-20 to go on with that one)
+	@$(BIN)/python -W ignore::DeprecationWarning -m train.nightly --home $(HUB_HOME) $(MARKET_AND_HUB) \
+	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(HEADS),--heads $(HEADS)) $(if $(TRIALS),--trials $(TRIALS)) \
+	  $(if $(FOLDS),--folds $(FOLDS)) $(if $(BO_TRIALS),--bo-trials $(BO_TRIALS)) $(if $(STEPS),--steps $(STEPS)) \
+	  $(if $(RL),--rl $(if $(filter 1,$(RL)),yes,$(if $(filter 0,$(RL)),no,$(RL)))) $(if $(SIZE),--size $(SIZE)) \
+	  $(if $(NIGHT),--night $(NIGHT))
+
+forward_test: $(INSTALLED) ## A candidate on bars later than its training (CANDIDATE=var/models/candidate_linear.pt MIN_PF=1.5)
+	@$(BIN)/python -W ignore::DeprecationWarning -m ci.forward_test --home $(HUB_HOME) --path $(CANDIDATE) \
+	  $(GIVEN_COINS) $(if $(MIN_PF),--min-pf $(MIN_PF)) $(if $(MAX_DD),--max-dd $(MAX_DD)) $(if $(STRICT),--strict)
+
+ci_pipeline: $(INSTALLED) ## Tests, training, forward test, MLflow, S3 or folder, webhook, challenger (LOCAL=0: no S3 and hub of its own)
+	@$(BIN)/python -W ignore::DeprecationWarning -m ci.pipeline --home $(HUB_HOME) $(if $(filter 0,$(LOCAL)),,--local-s3) \
+	  $(if $(FROM),--from $(FROM))
+
+bench: $(INSTALLED) ## Measure everything that has a peer and a floor (ONLY=decision|join|online|backtest|environment|sampling)
 	@$(BIN)/python -m ci.bench $(if $(ONLY),--only $(ONLY))
 
 EXPERIMENTS ?= zero_edge judgement_power planted embeddings

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from plain_hub import momentum_bundle, onnx_bundle
 from running_hub import RunningHub
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file run on one worker, for their fixtures; whole hubs on one after another, for the machine."""
-    for item in items:
-        whole_hubs = "end_to_end" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("end_to_end" if whole_hubs else item.path.as_posix()))
+class FilesTogether(LoadScopeScheduling):
+    """The tests of a file run on one worker, for their fixtures; whole hubs one after another, for the machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "end_to_end" if "end_to_end/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="module")
