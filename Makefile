@@ -69,9 +69,10 @@ bo: $(INSTALLED) ## Search levels per strategy and market over the backtest, han
 
 nightly: $(INSTALLED) ## Every job of a night, resumable, one report (RL=1|0, NIGHT=2026-11-20 to go on with that one)
 	@$(BIN)/python -W ignore::DeprecationWarning -m train.nightly --home $(HUB_HOME) $(MARKET_AND_HUB) \
-	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(HEADS),--heads $(HEADS)) $(if $(TRIALS),--trials $(TRIALS)) \
-	  $(if $(FOLDS),--folds $(FOLDS)) $(if $(BO_TRIALS),--bo-trials $(BO_TRIALS)) $(if $(STEPS),--steps $(STEPS)) \
-	  $(if $(RL),--rl $(if $(filter 1,$(RL)),yes,$(if $(filter 0,$(RL)),no,$(RL)))) $(if $(SIZE),--size $(SIZE)) \
+	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(WINDOW),--window $(WINDOW)) $(if $(HEADS),--heads $(HEADS)) \
+	  $(if $(TRIALS),--trials $(TRIALS)) $(if $(FOLDS),--folds $(FOLDS)) $(if $(BO_TRIALS),--bo-trials $(BO_TRIALS)) \
+	  --rl $(if $(filter 1 yes,$(RL)),yes,$(if $(filter 0 no,$(RL)),no,auto)) $(if $(ALGO),--algo $(ALGO)) \
+	  $(if $(STEPS),--steps $(STEPS)) $(if $(SIZE),--size $(SIZE)) $(if $(MIN_PF),--min-pf $(MIN_PF)) \
 	  $(if $(NIGHT),--night $(NIGHT))
 
 forward_test: $(INSTALLED) ## A candidate on bars later than its training (CANDIDATE=var/models/candidate_linear.pt MIN_PF=1.5)

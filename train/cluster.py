@@ -32,7 +32,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[int]:
     outside = os.environ.get("RAY_ADDRESS")
     sessions = None if outside else Path(tempfile.mkdtemp(prefix="train-ray-"))
     if sessions is not None and "ray" not in sys.modules:  # it reads its variables when it is imported
-        os.environ.update(_keys(sessions))
+        os.environ.update(keys_in(sessions))
     import ray
 
     try:
@@ -49,8 +49,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[int]:
             shutil.rmtree(sessions, ignore_errors=True)
 
 
-def _keys(folder: Path) -> dict[str, str]:
-    """What keeps everyone else out of this job's Ray."""
+def keys_in(folder: Path) -> dict[str, str]:
+    """What keeps everyone else out of a Ray of one's own: variables for it and for whoever may join it."""
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))

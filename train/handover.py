@@ -57,6 +57,10 @@ class HubDoor:
         self._require(answer)
         return ""
 
+    def begin_params_from(self, start: dict[str, Any], reason: str) -> dict[str, Any]:
+        """Have the parameter learners begin from this document; idempotent. Raises HandoverFailed with its reason."""
+        return self._post("/v1/params/start", json={"start": start, "reason": reason})
+
     def _post(self, path: str, **content: Any) -> dict[str, Any]:
         return self._require(self._asked(path, **content))
 

@@ -4,7 +4,8 @@
 
 Ends with 0 when candidates were made and the best was handed over or no hub runs; 1 if something failed; 2 for wrong
 arguments; 3, with --strict, if the best did not pass the judgement (it is not handed over then); 4 if a hub runs and
-refused it; 130 when interrupted. The same command again goes on where it was.
+refused it; 130 when interrupted. The same command again goes on where it was. With --keep-back nothing is handed over:
+whoever asks for that, such as the nightly, tests the candidates first.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from feature_repo.features import HOUR_MS
-from feature_repo.market import KINDS, Market, replay_range
+from feature_repo.market import KINDS, Market
 from feature_repo.store import FeatureRepo
 from policies.errors import HubError, InvalidInput
 from train.candidates import Candidate, Retrained
@@ -33,10 +33,11 @@ from train.pool import RayPool
 from train.retrain import Retraining
 from train.retrain_log import log_to_mlflow, sentences_of, table_of, write_page
 from train.retrain_settings import HEADS, SIZES, RetrainSettings
+from train.seen import seen_until
 from train.training_set import open_market, write_packed
 
 NOT_PASSED, REFUSED, INTERRUPTED = 3, 4, 130
-UNTIL_MS = 6 * HOUR_MS  # a hub's clock moves on; within such a stretch an interrupted search can be gone on with
+EMBEDDER_FILE = "embedder.pt"  # of the candidates with an embedding, beside them
 
 
 class Board:
@@ -102,13 +103,7 @@ def hand_over(retrained: Retrained, door: HubDoor, say: Console) -> None:
 def until_of(market: Market, settings: RetrainSettings, status: dict[str, object] | None,
              wall_ms: int) -> tuple[int, str]:
     """No bar is seen that a running hub has still to replay, or would if it ran; and why. wall_ms: the time now."""
-    if status is not None:
-        now_ms = int(status["hub"]["now_ms"])  # type: ignore[index]
-        return now_ms // UNTIL_MS * UNTIL_MS, "the running hub's clock"
-    if market.name == "hyperliquid":
-        return wall_ms // UNTIL_MS * UNTIL_MS, "the last full six hours"
-    _, until_ms, _ = replay_range(market, settings.symbols)
-    return until_ms, "the part of the recording that is for training"
+    return seen_until(market, settings.symbols, status, wall_ms)
 
 
 @click.command()
@@ -128,9 +123,10 @@ def until_of(market: Market, settings: RetrainSettings, status: dict[str, object
 @click.option("--signal", default=1.0, show_default=True, help="Planted edge of a generated market.")
 @click.option("--generated-bars", default=43_200, show_default=True)
 @click.option("--strict", is_flag=True, help="End with 3 and hand nothing over unless the best passes the judgement.")
+@click.option("--keep-back", is_flag=True, help="Hand nothing over: candidates stay in HOME/models.")
 def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str, window: int, lookback: int,
          heads: str, trials: int, seeds: int, folds: int, size: str, seed: int, signal: float, generated_bars: int,
-         strict: bool) -> None:
+         strict: bool, keep_back: bool) -> None:
     """Train, judge and hand over supervised heads."""
     _quiet()
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -141,7 +137,7 @@ def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str
         raise click.UsageError(str(error)) from error
     try:
         opened = open_market(market, data_dir, settings.symbols, seed, signal, generated_bars)
-        sys.exit(_run(home, HubDoor(hub_url.rstrip("/"), home), opened, settings, strict, console))
+        sys.exit(_run(home, HubDoor(hub_url.rstrip("/"), home), opened, settings, strict, keep_back, console))
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         sys.exit(INTERRUPTED)
@@ -149,7 +145,8 @@ def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str
         raise click.ClickException(str(error)) from error
 
 
-def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, strict: bool, console: Console) -> int:
+def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, strict: bool, keep_back: bool,
+         console: Console) -> int:
     began, status = time.time_ns() // 1_000_000, door.status()
     until_ms, why = until_of(market, settings, status, began)
     console.print(market.describe(), highlight=False, soft_wrap=True)
@@ -169,6 +166,8 @@ def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, s
     runs = log_to_mlflow(home, retrained, began)
     for candidate in retrained.candidates:
         write_packed(home / "models" / f"candidate_{candidate.name}.pt", candidate.bundle)
+    if retrained.embedder is not None:
+        write_packed(home / "models" / EMBEDDER_FILE, retrained.embedder)
     console.print(table_of(retrained))
     for head, reason in retrained.failed.items():
         console.print(f"{head} was left out: {reason}", highlight=False, soft_wrap=True)
@@ -181,6 +180,8 @@ def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, s
                   f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
     if strict and not best.passed:
         return NOT_PASSED
+    if keep_back:
+        return 0
     if door.status() is None:
         console.print(f"no hub of this home answers at {door.url}: hand one over with "
                       f"hub register --path {home / 'models' / f'candidate_{best.name}.pt'}", soft_wrap=True)

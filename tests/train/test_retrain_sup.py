@@ -25,7 +25,8 @@ from policies.bundle import read_bundle
 from train import retrain_sup
 from train.pool import HerePool
 from train.retrain_settings import HEADS
-from train.retrain_sup import INTERRUPTED, NOT_PASSED, REFUSED, UNTIL_MS, Board, main, until_of
+from train.retrain_sup import INTERRUPTED, NOT_PASSED, REFUSED, Board, main, until_of
+from train.seen import UNTIL_MS
 
 TINY = ["--market", "generated", "--generated-bars", "5000", "--coins", "BTC,ETH", "--window", "30", "--lookback",
         "3000", "--heads", "linear", "--trials", "1", "--folds", "1"]
@@ -93,6 +94,15 @@ def test_strict_hands_nothing_over_that_did_not_pass(home: Path) -> None:
         assert hub.asked == []
         assert run(home, url=hub.url).exit_code == 0
         assert [path for path, _ in hub.asked] == ["/v1/policies"]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_kept_back_is_made_and_not_handed_over(home: Path) -> None:
+    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+        ended = run(home, "--keep-back", url=hub.url)
+        assert ended.exit_code == 0, ended.output
+        assert hub.asked == []
+    assert (home / "models" / "candidate_linear.pt").exists()
 
 
 @pytest.mark.usefixtures("here")
