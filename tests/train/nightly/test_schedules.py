@@ -6,6 +6,7 @@ was checked once with kubernetes-validate --strict against 1.37.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -30,9 +31,9 @@ def taken(arguments: list[str]) -> dict[str, Any]:
 
 
 def made(*variables: str) -> dict[str, Any]:
-    """What `make nightly` with these variables would start, as the command takes it."""
+    """What `make nightly` with these variables and no others would start, as the command takes it."""
     said = subprocess.run(["make", "-n", "--no-print-directory", "nightly", *variables], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, check=True).stdout
+                          env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, check=True).stdout
     line = next(line for line in said.replace("\\\n", " ").splitlines() if "train.nightly" in line)
     words = shlex.split(line)
     return taken(words[words.index("train.nightly") + 1:])
