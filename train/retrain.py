@@ -75,6 +75,7 @@ class Retraining:
 
     def __init__(self, market: Market, repo: FeatureRepo, home: Path, settings: RetrainSettings, until_ms: int | None,
                  pool: Pool, told: Told = lambda step, share: None) -> None:
+        home = home.resolve()  # workers have working folders of their own
         self._market, self._repo, self._home = market, repo, home
         self._settings, self._pool, self.told = settings, pool, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)

@@ -57,7 +57,7 @@ class Optimising:
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         code = code_version()
         self.key = key_of(asdict(settings), code, market.origin, bars_digest(self._bars))
-        self._steps = Steps(home / "bo" / self.key)
+        self._steps = Steps(home.resolve() / "bo" / self.key)  # workers have working folders of their own
         self._made = {"market": market.describe(), "symbols": list(settings.symbols), "code_version": code,
                       "job": self.key, "seed": settings.seed, "trials": settings.trials}
 

@@ -79,6 +79,7 @@ class RlJob:
     def __init__(self, market: Market, repo: FeatureRepo, home: Path, settings: RlSettings, until_ms: int | None,
                  loaded: Loaded | None = None, episodes: bool = False,
                  told: Told = lambda seed, look: None) -> None:
+        home = home.resolve()  # workers have working folders of their own
         self._market, self._repo, self._home, self._settings = market, repo, home, settings
         self._loaded, self._episodes, self.told = loaded, episodes, told
         self.bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
