@@ -112,6 +112,14 @@ def test_a_job_that_dies_while_it_works_leaves_nothing_half_done(tmp_path: Path,
     assert len(retraining(tmp_path, PLAIN).run().candidates) == 2
 
 
+def test_workers_find_a_home_that_is_named_from_the_working_folder(plain_home: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plain_home.parent)
+    job = retraining(Path(plain_home.name), PLAIN)
+    monkeypatch.chdir(tmp_path)  # as a worker of Tune has another one
+    assert set(job.finished_steps) == set(job.steps)
+
+
 def test_a_head_that_cannot_be_made_is_left_out_and_made_the_next_time(tmp_path: Path,
                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*arguments: object, **more: object) -> None:
