@@ -77,7 +77,8 @@ def read_candidate(path: Path) -> Bundle:
 
 
 @click.command()
-@click.option("--home", type=click.Path(path_type=Path), envvar="HUB_HOME", default=Path("var"), show_default=True)
+@click.option("--home", type=click.Path(path_type=Path, resolve_path=True), envvar="HUB_HOME", default=Path("var"),
+              show_default=True)
 @click.option("--path", type=click.Path(exists=True, path_type=Path), required=True, help="Of a packed bundle.")
 @click.option("--embedder", type=click.Path(exists=True, path_type=Path), default=None,
               help="Of the packed embedder it takes; by default looked for in the home.")

@@ -19,7 +19,7 @@ class Tracker:
     """One experiment of the home's MLflow. A run that is written again under the same name and job is one run."""
 
     def __init__(self, home: Path, experiment: str) -> None:
-        folder = home / "mlflow"
+        folder = home.resolve() / "mlflow"  # artefacts are named by a URI, which knows no working folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._client = MlflowClient(f"sqlite:///{folder / 'mlflow.sqlite'}")
         known = self._client.get_experiment_by_name(experiment)

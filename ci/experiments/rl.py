@@ -2,10 +2,11 @@
 
     python -m ci.experiments.rl --seeds 5 --home var          (HUB_DATA_DIR=folder of recorded bars)
 
-Planted: each seed is a market of its own with the planted edge. PPO and SAC against the constant action, flat included,
-that earned most in the training range; all play the same later bars, bar by bar with every cost. The settings were
-tuned on markets of seeds 1 and 2; the claim is about others. Recorded: each seed is a training; the table is what it
-is, and nothing is asserted. Killed and started again, it goes on where it was.
+Planted: each seed is a market of its own with the planted edge. PPO and SAC against the constant action, flat
+included, that earned most in the training range; all play the same later bars, bar by bar with every cost. The
+settings were tuned on the markets 1, 2 and 101 to 105 (docs/decisions/0020); the claim is about others. Recorded:
+each seed is a training; the table is what it is, and nothing is asserted. Killed and started again, it goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from train.rl.training import figures_of
 from train.training_set import open_market
 
 PLANTED_COINS, RECORDED_COINS = ("BTC", "ETH"), ("BTC", "ETH", "SOL", "HYPE")
-FIRST_MARKET = 101  # seeds of markets; 1 and 2 were tuned on
+FIRST_MARKET = 201  # seeds of markets; 1, 2 and 101 to 105 were tuned on
 MARGIN = 0.5  # percent of equity over the test range, by which the best constant action is to be beaten
 PEERS = ("linear", "catboost")
 
@@ -85,17 +86,22 @@ def planted_row(run: RlRun, job: RlJob) -> Row:
 
 
 def margin_of(algo: str, rows: Sequence[Row]) -> BenchRow:
-    """Mean margin over markets with its 95 % interval."""
+    """Mean margin over markets with its 95 % interval. It must also earn more than nothing: a constant action that was
+    the best may lose later.
+    """
     own = [row for row in rows if row["algo"] == algo]
-    margins = [row["margin_percent"] for row in own]
+    margins, earned = ([row[name] for row in own] for name in ("margin_percent", "played_percent"))
     low, high = interval_of(margins)
+    least, most = interval_of(earned)
     mean = statistics.mean(margins) if margins else math.nan
     served = [row["served_margin_percent"] for row in own]
     said = (f"{mean:+.2f} % of equity over the test range more than the best constant action, {len(margins)} markets "
-            f"(95 %: {low:+.2f} to {high:+.2f}); as served {statistics.mean(served) if served else math.nan:+.2f} %")
+            f"(95 %: {low:+.2f} to {high:+.2f}); than flat {statistics.mean(earned) if earned else math.nan:+.2f} % "
+            f"({least:+.2f} to {most:+.2f}); as served, than the constant "
+            f"{statistics.mean(served) if served else math.nan:+.2f} %")
     return BenchRow(f"RL finds the planted signal: {algo}", _finite(mean), "% of equity", "best constant action", 0.0,
-                    None, None, None, f"95 % interval above 0, mean >= {MARGIN:g} %",
-                    bool(low > 0 and mean >= MARGIN) if len(margins) > 1 else None,
+                    None, None, None, f"95 % intervals above 0, against flat too, mean >= {MARGIN:g} %",
+                    bool(min(low, least) > 0 and mean >= MARGIN) if len(margins) > 1 else None,
                     detail={"said": said, "interval_95": [_finite(low), _finite(high)], "margins": margins,
                             "served_margins": served})
 

@@ -52,8 +52,9 @@ def run(home: Path, *more: str, url: str | None = None) -> Result:
 
 
 @pytest.mark.usefixtures("here")
-def test_without_a_hub_it_ends_well_and_says_how_to_register(home: Path) -> None:
-    ended = run(home)
+def test_without_a_hub_it_ends_well_and_says_how_to_register(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home.parent)
+    ended = run(Path(home.name))  # as `make` names it
     assert ended.exit_code == 0, ended.output
     path = home / "models" / "candidate_linear.pt"
     assert f"hub register --path {path}" in ended.output.replace("\n", "")

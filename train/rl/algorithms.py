@@ -138,7 +138,7 @@ def sac_config(settings: SacSettings, steps_per_update: int) -> AlgorithmConfig:
                                             "no_local_replay_buffer": True})
             .rl_module(rl_module_spec=RLModuleSpec(module_class=SacModule), model_config=DefaultModelConfig(
                 fcnet_hiddens=hidden[:-1] or hidden, fcnet_activation="relu", head_fcnet_hiddens=hidden[-1:],
-                head_fcnet_activation="relu"))
+                head_fcnet_activation="relu", fusionnet_hiddens=hidden[-1:], fusionnet_activation="relu"))
             .reporting(min_sample_timesteps_per_iteration=1, min_time_s_per_iteration=0))
 
 

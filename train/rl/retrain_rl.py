@@ -93,7 +93,8 @@ def _validated_in(trained_on: Mapping[str, Any]) -> tuple[Any, float] | None:
 
 
 @click.command()
-@click.option("--home", type=click.Path(path_type=Path), required=True, help="HUB_HOME of the hub.")
+@click.option("--home", type=click.Path(path_type=Path, resolve_path=True), required=True,
+              help="HUB_HOME of the hub.")
 @click.option("--hub-url", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
 @click.option("--data-dir", default=None, help="Folder of recorded bars.")
