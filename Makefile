@@ -86,8 +86,8 @@ ci_pipeline: $(INSTALLED) ## Tests, training, forward test, MLflow, S3 or folder
 bench: $(INSTALLED) ## Measure everything that has a peer and a floor (ONLY=decision|join|online|backtest|environment|sampling)
 	@$(BIN)/python -m ci.bench $(if $(ONLY),--only $(ONLY))
 
-EXPERIMENTS ?= zero_edge judgement_power planted embeddings
-experiments: $(INSTALLED) ## Routing, judgement and search with a known truth, and what embeddings give; many seeds, resumable
+EXPERIMENTS ?= zero_edge judgement_power planted embeddings rl burst
+experiments: $(INSTALLED) ## Routing, judgement and search with a known truth, what embeddings and RL give; many seeds, resumable
 	@failed=0; for name in $(EXPERIMENTS); do echo "experiment $$name"; \
 	  $(BIN)/python -W ignore::DeprecationWarning -m ci.experiments.$$name $(if $(SEEDS),--seeds $(SEEDS)) --home $(HUB_HOME) || failed=1; done; exit $$failed
 
