@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -25,6 +26,19 @@ class Material:
 
     examples: Examples
     bars: Mapping[str, Bars]
+
+
+def digests_of(bars: Mapping[str, Bars]) -> dict[str, str]:
+    """{symbol: SHA-256 in hex of all columns of its bars}."""
+    return {symbol: _digest(run) for symbol, run in bars.items()}
+
+
+def _digest(bars: Bars) -> str:
+    whole = hashlib.sha256()
+    for column in BAR_COLUMNS:
+        values = getattr(bars, column)
+        whole.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+    return whole.hexdigest()
 
 
 def keep_material(steps: Steps, name: str, material: Material) -> None:

@@ -10,7 +10,6 @@ one was, and a finished one gives the same candidates again.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -24,7 +23,6 @@ from numpy.typing import NDArray
 from feature_repo.features import DECISION_V1
 from feature_repo.market import Market
 from feature_repo.store import FeatureRepo
-from policies.bars import Bars
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle, read_bundle
 from policies.embedder import load_embedder, version_of
 from policies.ensemble import make_ensemble
@@ -51,7 +49,7 @@ from train.mae_export import export_encoder
 from train.mae_report import reconstruction_report
 from train.mae_training import pretrain
 from train.mae_windows import whole_windows
-from train.material import BAR_COLUMNS, Material, keep_material, load_material
+from train.material import Material, digests_of, keep_material, load_material
 from train.pool import Job, Pool
 from train.retrain_settings import RetrainSettings
 from train.steps import Steps, key_of
@@ -80,7 +78,7 @@ class Retraining:
         self._settings, self._pool, self.told = settings, pool, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         self._code = code_version()
-        self._digest = key_of({symbol: _digest(run) for symbol, run in self._bars.items()})
+        self._digest = key_of(digests_of(self._bars))
         self._failed: dict[str, str] = {}
         self.key = key_of(asdict(settings), self._code, market.origin, self._digest)
         self._steps = Steps(home / "retrain" / self.key)
@@ -349,14 +347,6 @@ def _one_in(times_ms: NDArray[np.int64], apart_ms: int) -> list[int]:
             places.append(place)
             free_from_ms = time_ms + apart_ms
     return places
-
-
-def _digest(bars: Bars) -> str:
-    whole = hashlib.sha256()
-    for column in BAR_COLUMNS:
-        values = getattr(bars, column)
-        whole.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-    return whole.hexdigest()
 
 
 def _sweep_name(plan: str) -> str:

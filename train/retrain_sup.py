@@ -10,11 +10,8 @@ whoever asks for that, such as the nightly, tests the candidates first.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from train.cluster import ray_cluster
 from train.estimate import described, seconds_left, seconds_of
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
+from train.quiet import quiet_libraries
 from train.retrain import Retraining
 from train.retrain_log import log_to_mlflow, sentences_of, table_of, write_page
 from train.retrain_settings import HEADS, SIZES, RetrainSettings
@@ -129,7 +127,7 @@ def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str
          heads: str, trials: int, seeds: int, folds: int, size: str, seed: int, signal: float, generated_bars: int,
          strict: bool, keep_back: bool) -> None:
     """Train, judge and hand over supervised heads."""
-    _quiet()
+    quiet_libraries()
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         settings = RetrainSettings(tuple(coins.split(",")), window, lookback, tuple(heads.split(",")), trials, seeds,
@@ -202,14 +200,6 @@ def _tell_best(best: Candidate, console: Console) -> None:
     console.print(f"best: {best.name}, which did not pass: " + "; ".join(best.missed), highlight=False, soft_wrap=True)
     console.print("a hub gives it no more than a challenger's share until it has earned more by trades of its own",
                   highlight=False)
-
-
-def _quiet() -> None:
-    """Libraries' own chatter; ours is the progress and the table."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for library in ("alembic", "mlflow", "ray"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

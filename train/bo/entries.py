@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -80,13 +79,6 @@ def load_signals(folder: Path, name: str) -> dict[str, SymbolSignals]:
         found[symbol] = SymbolSignals(bars, own["time_ms"], own["bucket"], {
             key.removeprefix("to."): value for key, value in own.items() if key.startswith("to.")})
     return found
-
-
-def bars_digest(bars: Mapping[str, Bars]) -> dict[str, str]:
-    """{symbol: SHA-256 of its bars}."""
-    return {symbol: hashlib.sha256(b"".join(
-        b"-" if getattr(run, column) is None else np.ascontiguousarray(getattr(run, column)).tobytes()
-        for column in BAR_COLUMNS)).hexdigest() for symbol, run in bars.items()}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from feature_repo.market import Market
 from feature_repo.store import FeatureRepo
 from policies.errors import InvalidInput
 from router.param_start import BUCKETS, ParamStart
-from train.bo.entries import SymbolSignals, bars_digest, keep_signals, load_signals, signals_of
+from train.bo.entries import SymbolSignals, keep_signals, load_signals, signals_of
 from train.bo.judged import Judged, judge, start_of
 from train.bo.search import Problem, Search, searched
 from train.bo.settings import BoSettings
+from train.material import digests_of
 from train.pool import Job, Pool
 from train.steps import Steps, key_of
 from train.sweep import search
@@ -56,7 +57,7 @@ class Optimising:
         self._at_once, self._search, self._told = at_once, search, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         code = code_version()
-        self.key = key_of(asdict(settings), code, market.origin, bars_digest(self._bars))
+        self.key = key_of(asdict(settings), code, market.origin, digests_of(self._bars))
         self._steps = Steps(home.resolve() / "bo" / self.key)  # workers have working folders of their own
         self._made = {"market": market.describe(), "symbols": list(settings.symbols), "code_version": code,
                       "job": self.key, "seed": settings.seed, "trials": settings.trials}

@@ -9,11 +9,8 @@ handed over then); 4 if a hub runs and refused it; 130 when interrupted. The sam
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import click
@@ -30,6 +27,7 @@ from train.bo.settings import BoSettings
 from train.cluster import ray_cluster
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
+from train.quiet import quiet_libraries
 from train.training_set import open_market
 
 NOT_PASSED, REFUSED, INTERRUPTED = 3, 4, 130
@@ -71,7 +69,7 @@ class Progress:
 def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str, lookback: int, trials: int,
          strategies: str, seed: int, signal: float, generated_bars: int, keep_back: bool, strict: bool) -> None:
     """Find what the parameter learners start from."""
-    _quiet()
+    quiet_libraries()
     console = Console(width=None if sys.stdout.isatty() else 180)
     try:
         settings = BoSettings(tuple(coins.split(",")), lookback, trials, seed, tuple(strategies.split(",")))
@@ -130,14 +128,6 @@ def _run(home: Path, door: HubDoor, market: Market, settings: BoSettings, strict
         return REFUSED
     console.print(f"the hub starts from it: {answer['accepted']} at position {answer['position']}", highlight=False)
     return 0
-
-
-def _quiet() -> None:
-    """Libraries' own chatter; ours is the progress and the table."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for library in ("alembic", "mlflow", "ray"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ The same command again goes on where it was, after kill -9 as well: steps that a
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
 import time
-import warnings
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -35,6 +32,7 @@ from train.nightly.lock import MARK, NightlyRuns, end_what_was_left, only_one
 from train.nightly.night import Night, forget_old, seconds_before
 from train.nightly.run import NightRun, all_well
 from train.nightly.settings import ALGORITHMS, RL, NightSettings, night_plan
+from train.quiet import quiet_libraries
 from train.seen import seen_until
 from train.training_set import open_market
 
@@ -70,7 +68,7 @@ def main(home: Path, data_dir: str | None, market: str, coins: str, lookback: in
          folds: int, bo_trials: int, rl: Any, rl_weekday: int, algo: str, steps: float, size: str, min_pf: float,
          hub_url: str, night: str, side_by_side: int, seed: int, planted: float, generated_bars: int) -> None:
     """Run what is to be run at night."""
-    _quiet()
+    quiet_libraries()
     console = Console(width=None if sys.stdout.isatty() else 160)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster ends a pod
     try:
@@ -140,13 +138,6 @@ def _now(home: Path, settings: NightSettings, wall_ms: int) -> tuple[int, str]:
     if market.name == "hyperliquid":
         return wall_ms, "the clock on the wall"
     return seen_until(market, settings.symbols, None, wall_ms)
-
-
-def _quiet() -> None:
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for library in ("alembic", "mlflow", "ray"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

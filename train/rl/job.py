@@ -29,6 +29,7 @@ from train.candidates import plain
 from train.intervals import BlockGrid, Track
 from train.jobs import Arrays, track_of_trades, trade_arrays
 from train.judgement import Judgement, judge, passes, taken_from
+from train.material import digests_of
 from train.retrain import BLOCK_BARS
 from train.rl.arrays import read_arrays, write_arrays
 from train.rl.evaluate import rows_within, serve
@@ -36,7 +37,7 @@ from train.rl.export import CHECKED_ROWS, DeterministicActor, actor_bundle, acto
 from train.rl.loaded import Loaded
 from train.rl.market_rows import Standard, TimeRange
 from train.rl.offline import add_episodes
-from train.rl.rows import ROWS, JobRows, bars_digest, keep_rows, load_rows, ranges_of
+from train.rl.rows import ROWS, JobRows, keep_rows, load_rows, ranges_of
 from train.rl.settings import RlSettings
 from train.rl.training import LAST, Trained, figures_of, remembers, train
 from train.steps import Steps, key_of
@@ -85,7 +86,7 @@ class RlJob:
         self.bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         self._code = code_version()
         self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin,
-                          {symbol: bars_digest(run) for symbol, run in self.bars.items()},
+                          digests_of(self.bars),
                           loaded.key if loaded else "", episodes)
         self._steps = Steps(home / "retrain_rl" / self.key)
         self._added = 0

@@ -10,11 +10,8 @@ checkpoint of another job (weights, optimisers, remembered transitions), or from
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from policies.errors import BundleRefused, HubError, InvalidInput
 from train.cluster import ray_cluster
 from train.estimate import described
 from train.handover import HandoverFailed, HubDoor
+from train.quiet import quiet_libraries
 from train.rl.job import RlCandidate, RlJob
 from train.rl.loaded import Loaded, opened
 from train.rl.report import log_to_mlflow, table_of, write_page
@@ -116,7 +114,7 @@ def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str
          load: Path | None, size: str, seed: int, seeds: int, steps_per_update: int, episodes: bool, signal: float,
          generated_bars: int, strict: bool, keep_back: bool) -> None:
     """Train, judge and hand over a policy."""
-    _quiet()
+    quiet_libraries()
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         settings = RlSettings(tuple(coins.split(",")), algo, steps_from(steps), lookback, size, seed, seeds,
@@ -192,15 +190,6 @@ def _sentences(candidate: RlCandidate, settings: RlSettings) -> list[str]:
         return [*said, "it passed the judgement"]
     return [*said, "it did not pass the judgement: " + "; ".join(candidate.missed),
             "a hub gives it no more than a challenger's share until it has earned more by trades of its own"]
-
-
-def _quiet() -> None:
-    """Libraries' own chatter; ours is the progress and the table."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for library in ("alembic", "mlflow", "ray"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

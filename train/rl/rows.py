@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,15 +42,6 @@ def ranges_of(bars: Mapping[str, Bars], validation_share: float, test_share: flo
         raise InvalidInput("LOOKBACK", "more bars, so that each range has some", length_ms)
     return Ranges(TimeRange(start_ms, validation_ms - gap_ms), TimeRange(validation_ms, test_ms - gap_ms),
                   TimeRange(test_ms, stop_ms))
-
-
-def bars_digest(bars: Bars) -> str:
-    """Names the content of all columns."""
-    whole = hashlib.sha256()
-    for column in BAR_COLUMNS:
-        values = getattr(bars, column)
-        whole.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-    return whole.hexdigest()
 
 
 @dataclass(frozen=True)
