@@ -177,16 +177,18 @@ def run_demo(home: Home, market: Literal["files", "generated"], signal: float, d
     def say(text: str) -> None:
         click.echo(f"[{time.monotonic() - started:6.1f} s] {text}" if text else "")
 
-    shutil.rmtree(home.root, ignore_errors=True)
     home.create()
-    engine.prepare(home)
-    from hub.up import running  # imports Ray, which reads what was just prepared
-
+    home.lock().close()  # HomeInUse while another demo runs on it
+    shutil.rmtree(home.root)
+    home.create()
     say(f"demo in {home.root}, emptied; it overrides rollout (full), horizon (600 s), symbols, seed and ports")
-    with running(home, configured(market, signal, plan), data_dir, say, with_mlflow=False) as hub:
-        demo = Demo(hub, plan, say)
-        report = demo.replay()
-        findings = demo.findings()
+    with engine.prepared(home, say):
+        from hub.up import running  # imports Ray, which reads what was just prepared
+
+        with running(home, configured(market, signal, plan), data_dir, say, with_mlflow=False) as hub:
+            demo = Demo(hub, plan, say)
+            report = demo.replay()
+            findings = demo.findings()
     show(Console(width=150), findings, report)
     page = write_report(reports, "demo", {"market": market, "bot": report.to_dict(), **findings}, _plots(demo.moments))
     say(f"report: {page}")

@@ -50,10 +50,10 @@ def up(options: dict[str, Any], data_dir: str | None, training: bool) -> None:
 
     home, config = Home(options["home"]), load()
     home.create()
-    engine.prepare(home)
-    from hub.up import up as serve_until_ended  # imports Ray, which reads what was just prepared
+    with engine.prepared(home, say):
+        from hub.up import up as serve_until_ended  # imports Ray, which reads what was just prepared
 
-    serve_until_ended(home, config, data_dir, say, training)
+        serve_until_ended(home, config, data_dir, say, training)
 
 
 @cli.command()

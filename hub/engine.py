@@ -1,6 +1,6 @@
 """Ray on this machine, started and ended by the hub, with nothing of HTTP answering from outside.
 
-Ray reads its variables when it is imported, so `prepare` sets them before anything imports it. Serve's HAProxy binds
+Ray reads its variables when it is imported, so `prepared` sets them before anything imports it. Serve's HAProxy binds
 its metrics and statistics to all interfaces and leaves its admin socket writable for everyone; there is no setting for
 either, so HAProxy is started through a wrapper of five lines that puts both right in the file that Serve wrote.
 """
@@ -17,7 +17,8 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -47,10 +48,22 @@ def sockets_folder(home: Home) -> Path:
     return Path(tempfile.gettempdir()) / f"hub-{os.getuid()}-{name}"
 
 
-def prepare(home: Home) -> None:
-    """Set what Ray and Serve read from the environment; before they are imported, or it would have no effect."""
+@contextmanager
+def prepared(home: Home, say: Callable[[str], None]) -> Iterator[None]:
+    """The home held for this process, nothing left of an earlier one, and what Ray and Serve read from the environment
+    set; before they are imported, or it would have no effect. HomeInUse if another process holds the home, of which
+    nothing is touched.
+    """
     if "ray" in sys.modules:
         raise RuntimeError("prepare the engine before ray is imported")
+    with home.lock():
+        if left := end_leftovers(home):
+            say(f"ended {left} processes that an earlier run had left behind")
+        _make_folders(home)
+        yield
+
+
+def _make_folders(home: Home) -> None:
     folder = sockets_folder(home)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)

@@ -75,11 +75,10 @@ class Running:
 @contextmanager
 def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_mlflow: bool = True,
             first_heads: bool = True) -> Iterator[Running]:
-    """A hub that serves inside the block; every process is gone after it, however it is left."""
+    """A hub that serves inside the block, on a home that `engine.prepared` holds; every process is gone after it,
+    however it is left.
+    """
     with ExitStack() as stack:
-        stack.enter_context(home.lock())
-        if left := engine.end_leftovers(home):
-            say(f"ended {left} processes that an earlier run had left behind")
         stack.callback(_end_children)
         say("configuration: " + _described(config))
         hub = _prepared(home, config, data_dir, say, stack)

@@ -62,28 +62,28 @@ def _wait_for_end(process: subprocess.Popen[str]) -> None:
 
 
 def _hub(home: Home, port: int) -> None:
-    engine.prepare(home)
-    from hub.up import running
-
     config = configuration(port, engine.free_port(), engine.free_port())
-    with running(home, config, None, lambda line: print(line, flush=True), with_mlflow=False, first_heads=False):
-        _until_told_to_end()
+    with engine.prepared(home, _say):
+        from hub.up import running  # imports Ray, which reads what was just prepared
+
+        with running(home, config, None, _say, with_mlflow=False, first_heads=False):
+            _until_told_to_end()
 
 
 def _floor(home: Home, port: int) -> None:
-    engine.prepare(home)
-    from ray import serve
-
-    from ci.bench.no_op import NoOp
-
     config = configuration(port, dashboard_port=engine.free_port())
-    try:
-        engine.start_ray(home, config)
-        engine.start_proxy(config)
-        serve.run(NoOp.bind(), name="no-op")  # type: ignore[attr-defined]
-        _until_told_to_end()
-    finally:
-        engine.stop(home)
+    with engine.prepared(home, _say):
+        from ray import serve
+
+        from ci.bench.no_op import NoOp
+
+        try:
+            engine.start_ray(home, config)
+            engine.start_proxy(config)
+            serve.run(NoOp.bind(), name="no-op")  # type: ignore[attr-defined]
+            _until_told_to_end()
+        finally:
+            engine.stop(home)
 
 
 def _peer(home: Home, port: int) -> None:
@@ -105,8 +105,12 @@ def _peer(home: Home, port: int) -> None:
         ray.shutdown()
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _until_told_to_end() -> None:
-    print(SERVING, flush=True)
+    _say(SERVING)
     sys.stdin.read()
 
 

@@ -25,6 +25,8 @@ from feature_repo.features import DECISION_V1, MINUTE_MS
 from feature_repo.generated import GeneratedMarket
 from feature_repo.transforms import compute_features
 from hub.client import HubClient
+from hub.engine import sockets_folder
+from hub.home import Home
 from hub.llm_stub import LlmStub, LlmStubSettings
 from hub.paper_bot import BotReport, PaperBot
 from hub.state import folded
@@ -298,10 +300,15 @@ def test_http_answers_on_loopback_only_and_replicas_talk_only_to_who_holds_the_k
             context.wrap_socket(plain).recv(1)
 
 
-def test_second_hub_on_the_same_home_is_refused(running_hub: RunningHub) -> None:
+def test_second_hub_on_the_same_home_is_refused_and_touches_nothing_of_the_first(running_hub: RunningHub) -> None:
+    folder = sockets_folder(Home(running_hub.home))
+    sockets, logs = sorted(path.name for path in folder.iterdir()), (running_hub.home / "logs/ray").stat().st_ino
     found = running_hub.hub("up")
     assert found.returncode != 0
     assert "runs on" in found.stderr
+    assert "haproxy.cfg" in sockets
+    assert sorted(path.name for path in folder.iterdir()) == sockets
+    assert (running_hub.home / "logs/ray").stat().st_ino == logs
     assert running_hub.get("/v1/status")["hub"]["position"] > 0
 
 

@@ -63,6 +63,7 @@ class RunningHub:
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit code."""
         assert self._process is not None
+        assert self._process.poll() is None, "it had ended by itself"
         self._process.send_signal(signal.SIGINT)
         return self._process.wait(60)
 
