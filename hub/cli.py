@@ -36,8 +36,10 @@ def cli(context: click.Context, home: Path, url: str) -> None:
 @click.option("--data-dir", envvar="HUB_DATA_DIR", default=None, help="Recorded bars; by default the public market.")
 @click.option("--training/--no-training", default=True, show_default=True,
               help="Train and register the first heads if the ledger knows none.")
+@click.option("--mlflow/--no-mlflow", default=True, show_default=True,
+              help="Start MLflow's server, and the mirror of the policies in its registry.")
 @click.pass_obj
-def up(options: dict[str, Any], data_dir: str | None, training: bool) -> None:
+def up(options: dict[str, Any], data_dir: str | None, training: bool, mlflow: bool) -> None:
     """Start every part and serve until Ctrl-C."""
     started = time.monotonic()
 
@@ -53,7 +55,7 @@ def up(options: dict[str, Any], data_dir: str | None, training: bool) -> None:
     with engine.prepared(home, say):
         from hub.up import up as serve_until_ended  # imports Ray, which reads what was just prepared
 
-        serve_until_ended(home, config, data_dir, say, training)
+        serve_until_ended(home, config, data_dir, say, training, mlflow)
 
 
 @cli.command()

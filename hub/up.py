@@ -102,14 +102,15 @@ def running(home: Home, config: HubConfig, data_dir: str | None, say: Say, with_
         yield hub
 
 
-def up(home: Home, config: HubConfig, data_dir: str | None, say: Say, first_heads: bool = True) -> None:
+def up(home: Home, config: HubConfig, data_dir: str | None, say: Say, first_heads: bool = True,
+       with_mlflow: bool = True) -> None:
     """Serve until SIGINT or SIGTERM."""
     # SIGINT too: a shell that starts a command in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        with running(home, config, data_dir, say, first_heads=first_heads) as hub:
-            _say_addresses(hub, say)
+        with running(home, config, data_dir, say, with_mlflow, first_heads) as hub:
+            _say_addresses(hub, with_mlflow, say)
             try:
                 while True:
                     time.sleep(1.0)
@@ -277,14 +278,15 @@ def _described(config: HubConfig) -> str:
             f"symbols {', '.join(config.market.symbols)}")
 
 
-def _say_addresses(hub: Running, say: Say) -> None:
+def _say_addresses(hub: Running, with_mlflow: bool, say: Say) -> None:
     storage = hub.config.storage
     say("")
     say(f"HTTP API        {hub.url}/v1/decisions")
     say(f"ops page        {hub.url}/ops")
     say(f"metrics         {hub.url}/metrics")
     say(f"Ray dashboard   http://127.0.0.1:{storage.dashboard_port}   (token: {hub.home.run / 'ray_token'})")
-    say(f"MLflow          {storage.mlflow_url or f'http://127.0.0.1:{storage.mlflow_port}'}")
+    if with_mlflow:
+        say(f"MLflow          {storage.mlflow_url or f'http://127.0.0.1:{storage.mlflow_port}'}")
     say(f"tokens          {hub.home.tokens_file}")
     say(f"webhooks        {hub.url}/v1/webhooks/policy   (secret: `hub webhook-secret`)")
     if hub.split_ms is not None:

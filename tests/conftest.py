@@ -26,7 +26,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogethe
 @pytest.fixture(scope="module")
 def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     """One hub for the tests of a file that need a whole one: two registered heads, the momentum rule the incumbent."""
-    hub = RunningHub(tmp_path_factory.mktemp("hub") / "home").start()
+    hub = RunningHub(tmp_path_factory.mktemp("hub") / "home", mlflow=True).start()
     try:
         for bundle in (momentum_bundle(), onnx_bundle()):
             hub.register(bundle)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from policies.bars import Bars
 from train.examples import Examples
+from train.kept_bars import arrays_of_bars, bars_of_arrays, intervals_of
 from train.steps import Steps, arrays_in
 
-BAR_COLUMNS = ("open_time_ms", "open", "high", "low", "close", "volume", "funding_rate")
 ROW_COLUMNS = ("symbol", "event_time_ms", "known_ms", "values", "classes", "returns")
 
 
@@ -28,28 +26,12 @@ class Material:
     bars: Mapping[str, Bars]
 
 
-def digests_of(bars: Mapping[str, Bars]) -> dict[str, str]:
-    """{symbol: SHA-256 in hex of all columns of its bars}."""
-    return {symbol: _digest(run) for symbol, run in bars.items()}
-
-
-def _digest(bars: Bars) -> str:
-    whole = hashlib.sha256()
-    for column in BAR_COLUMNS:
-        values = getattr(bars, column)
-        whole.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-    return whole.hexdigest()
-
-
 def keep_material(steps: Steps, name: str, material: Material) -> None:
     """As a step; what the arrays are called is the business of `load_material`."""
     arrays: dict[str, NDArray[Any]] = {column: getattr(material.examples, column) for column in ROW_COLUMNS}
-    for symbol, run in material.bars.items():
-        arrays |= {f"{symbol}.{column}": getattr(run, column) for column in BAR_COLUMNS
-                   if getattr(run, column) is not None}
+    arrays |= arrays_of_bars(material.bars)
     described = {f.name: getattr(material.examples, f.name) for f in fields(Examples) if f.name not in ROW_COLUMNS}
-    steps.keep(name, {**described, "interval_ms": {symbol: run.interval_ms for symbol, run in material.bars.items()}},
-               arrays)
+    steps.keep(name, {**described, "interval_ms": intervals_of(material.bars)}, arrays)
 
 
 @lru_cache(2)
@@ -60,7 +42,4 @@ def load_material(folder: Path, name: str) -> Material:
     examples = Examples(**{column: arrays[column] for column in ROW_COLUMNS},
                         features=tuple(described["features"]), optional=tuple(described["optional"]),
                         embedding=described["embedding"], window_bars=described["window_bars"])
-    bars = {symbol: Bars(symbol, interval_ms, **{column: np.array(arrays[f"{symbol}.{column}"])
-                                                 for column in BAR_COLUMNS if f"{symbol}.{column}" in arrays})
-            for symbol, interval_ms in described["interval_ms"].items()}
-    return Material(examples, bars)
+    return Material(examples, bars_of_arrays(arrays, described["interval_ms"]))

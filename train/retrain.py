@@ -45,11 +45,12 @@ from train.jobs import (
     trial_of,
 )
 from train.judgement import Taken, judge, passes, taken_from
+from train.kept_bars import digests_of
 from train.mae_export import export_encoder
 from train.mae_report import reconstruction_report
 from train.mae_training import pretrain
 from train.mae_windows import whole_windows
-from train.material import Material, digests_of, keep_material, load_material
+from train.material import Material, keep_material, load_material
 from train.pool import Job, Pool
 from train.retrain_settings import RetrainSettings
 from train.steps import Steps, key_of

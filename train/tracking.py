@@ -1,4 +1,6 @@
-"""The record of experiments: MLflow on SQLite under HUB_HOME. It holds figures and inert files; no model is loaded."""
+"""The record of experiments: MLflow on SQLite under HUB_HOME, or a server. It holds figures and inert files; no model
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,20 @@ LONGEST_PARAMETER = 500  # characters that MLflow shows and all of its stores ad
 
 
 class Tracker:
-    """One experiment of the home's MLflow. A run that is written again under the same name and job is one run."""
+    """One experiment of the home's MLflow, or of the server at `url`, which then keeps the artefacts too. A run that is
+    written again under the same name and job is one run.
+    """
 
-    def __init__(self, home: Path, experiment: str) -> None:
-        folder = home.resolve() / "mlflow"  # artefacts are named by a URI, which knows no working folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._client = MlflowClient(f"sqlite:///{folder / 'mlflow.sqlite'}")
+    def __init__(self, home: Path, experiment: str, url: str = "") -> None:
+        artefacts = None  # where a server wants them
+        if not url:
+            folder = home.resolve() / "mlflow"  # artefacts are named by a URI, which knows no working folder
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            url, artefacts = f"sqlite:///{folder / 'mlflow.sqlite'}", (folder / "artifacts").as_uri()
+        self._client = MlflowClient(url)
         known = self._client.get_experiment_by_name(experiment)
         self._experiment_id = known.experiment_id if known else self._client.create_experiment(
-            experiment, artifact_location=(folder / "artifacts").as_uri())
+            experiment, artifact_location=artefacts)
 
     def known(self, name: str, job: str) -> str | None:
         """The finished run of this name and job, if there is one."""

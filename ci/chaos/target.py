@@ -103,7 +103,7 @@ class ChaosHub:
         return int(answer.json()["hub"]["now_ms"])
 
     def _started(self) -> ChaosHub:
-        command = [str(Path(sys.executable).with_name("hub")), "up", "--no-training"]
+        command = [str(Path(sys.executable).with_name("hub")), "up", "--no-training", "--no-mlflow"]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal is ours, and we end the hub.
             self._process = subprocess.Popen(command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log,

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-
 from ci.pipeline.forward import TESTED
 from ci.pipeline.settings import PipelineSettings
 from ci.pipeline.step import Away, Say, again, command, read_note
@@ -18,15 +16,6 @@ from train.tracking import Tracker
 
 EXPERIMENT = "ci_pipeline"
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # we are patient ourselves
-
-
-class ServedTracker(Tracker):
-    """The same record on an MLflow server, which keeps the artefacts too."""
-
-    def __init__(self, url: str, experiment: str) -> None:
-        self._client = MlflowClient(url)
-        known = self._client.get_experiment_by_name(experiment)
-        self._experiment_id = known.experiment_id if known else self._client.create_experiment(experiment)
 
 
 def run(settings: PipelineSettings, say: Say) -> str:
@@ -42,8 +31,7 @@ def run(settings: PipelineSettings, say: Say) -> str:
 def logged(settings: PipelineSettings, tested: list[dict[str, Any]]) -> list[str]:
     """Ids of the runs; a candidate with the same figures is one run, however often the step is repeated."""
     try:
-        tracker = ServedTracker(settings.mlflow_url, EXPERIMENT) if settings.mlflow_url \
-            else Tracker(settings.home, EXPERIMENT)
+        tracker = Tracker(settings.home, EXPERIMENT, settings.mlflow_url)
         return [_logged(tracker, settings, one) for one in tested]
     except Exception as error:  # MLflow's errors and those of its connections share no base class
         if settings.mlflow_url:

@@ -24,8 +24,8 @@ START_TIMEOUT_S = 180.0
 class RunningHub:
     """Starts, asks, kills and starts again. Settings are the HUB_ variables that a user would export."""
 
-    def __init__(self, home: Path, **settings: Any) -> None:
-        self.home, self._settings = home, settings
+    def __init__(self, home: Path, mlflow: bool = False, **settings: Any) -> None:
+        self.home, self._mlflow, self._settings = home, mlflow, settings
         self.ports = {name: free_port() for name in ("http", "redis", "dashboard", "mlflow")}
         self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.log = home.parent / "hub.log"
@@ -50,7 +50,8 @@ class RunningHub:
         return {**others, **{f"HUB_{name}": str(value) for name, value in settings.items()}}
 
     def start(self) -> RunningHub:
-        command = [str(Path(sys.executable).with_name("hub")), "up", "--no-training"]
+        command = [str(Path(sys.executable).with_name("hub")), "up", "--no-training",
+                   "--mlflow" if self._mlflow else "--no-mlflow"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -10,7 +10,8 @@ import pytest
 from bar_makers import jumpy_bars
 
 from train.examples import Examples
-from train.material import BAR_COLUMNS, Material, keep_material, load_material
+from train.kept_bars import BAR_COLUMNS
+from train.material import Material, keep_material, load_material
 from train.steps import Steps
 
 ROWS, FEATURES, EMBEDDING, WINDOW = 20, 3, 2, 4

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from waiting import eventually
 
+from hub.engine import free_port
 from train import tracking
 from train.tracking import LONGEST_PARAMETER, Tracker, code_version
 
@@ -22,6 +29,31 @@ def runs(home: Path, experiment: str = "tests") -> dict[str, Run]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an MLflow server that keeps artefacts itself."""
+    folder, url = tmp_path_factory.mktemp("server"), f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.sqlite'}",
+               "--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
+                                   env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        eventually(answers, "the server answers", 120.0)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_a_run_has_its_figures_its_files_and_its_parent(home: Path) -> None:
@@ -49,6 +81,16 @@ def test_a_finished_run_is_known_by_its_name_and_job_to_whoever_opens_the_record
     assert again.known("catboost", "c") is None
     assert again.known("linear", "b") is None
     assert Tracker(home, "other").known("catboost", "b") is None
+
+
+def test_a_server_keeps_the_same_record_and_the_files(server: str, tmp_path: Path) -> None:
+    run = Tracker(tmp_path / "home", "tests", server).log("linear", 1_000, {"l2": 0.03}, {"loss": 0.5},
+                                                          {"head.pt": b"\x00\x01"}, {"job": "a"})
+    assert Tracker(tmp_path / "other home", "tests", server).known("linear", "a") == run
+    client = MlflowClient(server)
+    assert client.get_run(run).data.metrics == {"loss": 0.5}
+    assert Path(client.download_artifacts(run, "head.pt", str(tmp_path))).read_bytes() == b"\x00\x01"
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_run_that_could_not_be_written_whole_is_failed_and_not_known(home: Path) -> None:

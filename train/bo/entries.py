@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from policies.slots import simulate_slots
 from router.param_start import BUCKETS
 from router.params import ParamBandit, market_settings
 from train.bo.rules import RULES
+from train.kept_bars import arrays_of_bars, bars_of_arrays, intervals_of
 from train.steps import Steps, arrays_in
 
 if TYPE_CHECKING:
     from train.dataset import FeatureRows  # it loads pandas, which the workers of a search do without
 
-BAR_COLUMNS = tuple(column.name for column in fields(Bars) if column.name not in ("symbol", "interval_ms"))
 MOST_REWARD = 5.0  # risk units, as the hub clips it
 
 Floats = NDArray[np.float64]
@@ -57,25 +57,21 @@ def signals_of(bars: Bars, rows: FeatureRows, names: tuple[str, ...]) -> SymbolS
 
 def keep_signals(steps: Steps, name: str, signals: Mapping[str, SymbolSignals]) -> None:
     """As a step; what the arrays are called is the business of `load_signals`."""
-    arrays: dict[str, NDArray[Any]] = {}
+    bars = {symbol: one.bars for symbol, one in signals.items()}
+    arrays: dict[str, NDArray[Any]] = arrays_of_bars(bars)
     for symbol, one in signals.items():
         arrays |= {f"{symbol}.time_ms": one.time_ms, f"{symbol}.bucket": one.bucket}
         arrays |= {f"{symbol}.to.{strategy}": sides for strategy, sides in one.directions.items()}
-        arrays |= {f"{symbol}.bars.{column}": getattr(one.bars, column) for column in BAR_COLUMNS
-                   if getattr(one.bars, column) is not None}
-    steps.keep(name, {"interval_ms": {symbol: one.bars.interval_ms for symbol, one in signals.items()}}, arrays)
+    steps.keep(name, {"interval_ms": intervals_of(bars)}, arrays)
 
 
 @lru_cache(2)
 def load_signals(folder: Path, name: str) -> dict[str, SymbolSignals]:
     """By symbol, what was kept under this name of the steps in `folder`."""
-    intervals, arrays = Steps(folder).result(name)["interval_ms"], arrays_in(folder / name)
-    found = {}
-    for symbol, interval_ms in intervals.items():
+    arrays, found = arrays_in(folder / name), {}
+    for symbol, bars in bars_of_arrays(arrays, Steps(folder).result(name)["interval_ms"]).items():
         own = {key.removeprefix(f"{symbol}."): np.array(value) for key, value in arrays.items()
-               if key.startswith(f"{symbol}.")}
-        bars = Bars(symbol, interval_ms, **{key.removeprefix("bars."): value for key, value in own.items()
-                                            if key.startswith("bars.")})
+               if key.startswith((f"{symbol}.time_ms", f"{symbol}.bucket", f"{symbol}.to."))}
         found[symbol] = SymbolSignals(bars, own["time_ms"], own["bucket"], {
             key.removeprefix("to."): value for key, value in own.items() if key.startswith("to.")})
     return found

@@ -17,7 +17,7 @@ from train.bo.entries import SymbolSignals, keep_signals, load_signals, signals_
 from train.bo.judged import Judged, judge, start_of
 from train.bo.search import Problem, Search, searched
 from train.bo.settings import BoSettings
-from train.material import digests_of
+from train.kept_bars import digests_of
 from train.pool import Job, Pool
 from train.steps import Steps, key_of
 from train.sweep import search

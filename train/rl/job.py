@@ -29,7 +29,7 @@ from train.candidates import plain
 from train.intervals import BlockGrid, Track
 from train.jobs import Arrays, track_of_trades, trade_arrays
 from train.judgement import Judgement, judge, passes, taken_from
-from train.material import digests_of
+from train.kept_bars import digests_of
 from train.retrain import BLOCK_BARS
 from train.rl.arrays import read_arrays, write_arrays
 from train.rl.evaluate import rows_within, serve
@@ -85,8 +85,7 @@ class RlJob:
         self._loaded, self._episodes, self.told = loaded, episodes, told
         self.bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         self._code = code_version()
-        self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin,
-                          digests_of(self.bars),
+        self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin, digests_of(self.bars),
                           loaded.key if loaded else "", episodes)
         self._steps = Steps(home / "retrain_rl" / self.key)
         self._added = 0

@@ -23,7 +23,8 @@ EXPERIMENT = "retrain_rl"
 
 def figures(candidate: RlCandidate) -> dict[str, float]:
     """Every figure that is a number, by its name in MLflow."""
-    judgement, best = candidate.judgement, candidate.by_seed[0]["best"]
+    judgement = candidate.judgement
+    best = next(one["best"] for one in candidate.by_seed if one["seed"] == candidate.seed)
     head = judgement.head
     found: dict[str, Any] = {
         "trades": float(head.trades), "profit_factor": head.profit_factor,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from policies.bars import Bars
 from policies.errors import InvalidInput
 from train.dataset import FeatureRows
-from train.material import BAR_COLUMNS
+from train.kept_bars import arrays_of_bars, bars_of_arrays, intervals_of
 from train.rl.market_rows import MarketRows, Standard, TimeRange
 from train.steps import Steps, arrays_in
 
@@ -61,25 +61,20 @@ class JobRows:
 
 def keep_rows(steps: Steps, rows: JobRows) -> None:
     """As the step ROWS."""
-    arrays: dict[str, NDArray[Any]] = {"mean": rows.standard.mean, "scale": rows.standard.scale}
-    for symbol, run in rows.bars.items():
-        arrays |= {f"{symbol}.{column}": getattr(run, column) for column in BAR_COLUMNS
-                   if getattr(run, column) is not None}
-        arrays |= {f"{symbol}.times": rows.rows[symbol].event_time_ms,
-                   f"{symbol}.values": rows.rows[symbol].values.astype(np.float32)}
+    arrays: dict[str, NDArray[Any]] = {"mean": rows.standard.mean, "scale": rows.standard.scale,
+                                       **arrays_of_bars(rows.bars)}
+    for symbol, known in rows.rows.items():
+        arrays |= {f"{symbol}.times": known.event_time_ms, f"{symbol}.values": known.values.astype(np.float32)}
     ranges = {name: [part.start_ms, part.stop_ms] for name, part in vars(rows.ranges).items()}
-    steps.keep(ROWS, {"ranges": ranges, "interval_ms": {name: run.interval_ms for name, run in rows.bars.items()}},
-               arrays)
+    steps.keep(ROWS, {"ranges": ranges, "interval_ms": intervals_of(rows.bars)}, arrays)
 
 
 @lru_cache(2)
 def load_rows(folder: Path) -> JobRows:
     """What was kept in the steps under `folder`."""
     told, arrays = Steps(folder).result(ROWS), {name: np.array(one) for name, one in arrays_in(folder / ROWS).items()}
-    bars, rows = {}, {}
-    for symbol, interval_ms in told["interval_ms"].items():
-        bars[symbol] = Bars(symbol, interval_ms, **{column: arrays[f"{symbol}.{column}"] for column in BAR_COLUMNS
-                                                    if f"{symbol}.{column}" in arrays})
-        rows[symbol] = FeatureRows(arrays[f"{symbol}.times"], arrays[f"{symbol}.values"].astype(np.float64))
+    bars = bars_of_arrays(arrays, told["interval_ms"])
+    rows = {symbol: FeatureRows(arrays[f"{symbol}.times"], arrays[f"{symbol}.values"].astype(np.float64))
+            for symbol in bars}
     ranges = Ranges(**{name: TimeRange(*edges) for name, edges in told["ranges"].items()})
     return JobRows(bars, rows, ranges, Standard(arrays["mean"], arrays["scale"]))
