@@ -17,7 +17,7 @@ import orjson
 from feature_repo.features import GROUPS, PORTFOLIO, WEIGHTS
 from feature_repo.frames import GroupFrame
 from feature_repo.store import EmbeddingRow, FeatureRepo, OutcomeRow
-from hub.state import EMBEDDER, episode_features, episode_vector
+from hub.episodes import EMBEDDER, episode_features, episode_vector
 from policies.rows import Row
 from policies.types import Outcome
 from sentry.ledger import LedgerReader

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
-from feature_repo.features import DECISION_V1, MARKET_EMBEDDING
+from feature_repo.features import DECISION_V1
 from hub.config import HubConfig, grids_of, parse_recorded
 from hub.embedding_use import EmbeddingUse, is_embedding
-from hub.episodes import EMBEDDER, episode_features, episode_vector, of_this_service
+from hub.episodes import episode_of, episode_vector, of_this_service, trade_of
+from hub.folded import Epoch, HeadState, Learnt, Trade
 from hub.param_commands import StartTaken, is_param_start, start_of
 from hub.recorded_scores import SENTIMENT, RecordedScore, score_of
 from hub.rl_use import RlUse, is_rl_policy, rl_use_of
 from policies.rows import BLOCKING_KINDS, BOOK, LLM_ONLY, NewRow, Row
-from policies.track_record import TrackRecord
 from policies.types import STRATEGIES, Judgement, Outcome, Role
 from router.allocation import StrategyAllocationBandit
 from router.evidence import Evidence
 from router.ladder import LadderReport, climbed, is_green_lit
 from router.memory import EpisodeMemory, EpisodeSummary
-from router.optimiser import BayesianOptimiser, OptimiserSettings, Place
+from router.optimiser import BayesianOptimiser, OptimiserSettings
 from router.params import ParamBandit, ParamGrid, market_settings
 from router.posteriors import posterior_of
 from router.rewards import RewardModel, RewardSettings
@@ -36,66 +35,6 @@ from sentry.ledger import EpisodeRecord, LedgerReader
 
 # Trades whose outcome can still be revised. A revision of an older one is recorded but learnt from no more.
 REVISABLE_TRADES = 100_000
-
-
-@dataclass
-class HeadState:
-    """One registered policy. `lifetime` is never reset, `record` is since the last throttle, halt or resume.
-
-    decisions: that it made. drawn: decisions that fell to it, whether or not it answered.
-    """
-
-    policy_id: str
-    alias: str
-    manifest: dict[str, Any]
-    position: int
-    record: TrackRecord = field(default_factory=TrackRecord)
-    lifetime: TrackRecord = field(default_factory=TrackRecord)
-    paused: bool = False
-    green_lit: bool = False
-    resets: int = 0
-    decisions: int = 0
-    drawn: int = 0
-    verdict: dict[str, Any] = field(default_factory=lambda: {"judgement": "approve", "rule": None, "figure": None})
-
-    @property
-    def made_for_embedding(self) -> str | None:
-        """The one version of the market's embedding that it can be asked with; None if it takes no embedding."""
-        takes = MARKET_EMBEDDING in self.manifest.get("arrays", {})
-        return self.manifest.get("embedding_version", "") if takes else None
-
-    def reset_record(self) -> None:
-        self.record = TrackRecord()
-        self.resets += 1
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A stretch of the ledger with fixed roles. Number 0 stands before the first one: nobody acts."""
-
-    number: int = 0
-    started_ms: int = 0
-    ends_ms: int = 0
-    roles: EpochRoles = field(default_factory=lambda: EpochRoles({}, {LLM_ONLY: 1.0}, 1.0, False))
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """What the bandits were taught by a trade: its reward, and the parameter arms and the optimiser's point that were
-    credited with it."""
-
-    reward: float
-    credited: dict[str, float]
-    place: Place | None
-
-
-@dataclass
-class Trade:
-    """What the folds have taken from one decision's outcomes, so that a revision can replace it."""
-
-    parts: dict[int, Outcome] = field(default_factory=dict)
-    learnt: Learnt | None = None
-    resets: int = -1  # of the head, when the trade entered its record
 
 
 class HubState:
@@ -404,31 +343,10 @@ class HubState:
         return decision_id if now_ms < expires_ms else None
 
     def trade_of(self, decision: Row) -> dict[str, Any]:
-        """What the folds need of a decision when its outcome comes; recorded with the outcome, so rows stand alone."""
-        body = decision.body
-        request, llm = body["request"], body["request"]["llm"]
-        action = body["action"] if body["acts"] or llm is None else llm
-        return {
-            "symbol": request["symbol"], "strategy": request["strategy"], "policy_id": body["policy_id"],
-            "acts": body["acts"], "decided_ms": request["time_ms"], "equity": request["portfolio"]["equity"],
-            "direction": action["direction"], "leverage": action["leverage"], "bucket": body["bucket"],
-            "executed": {name: action[name] for name in ("leverage", "tp_pct", "sl_pct", "min_conf")},
-            "features": None if body["features"] is None else body["features"]["values"],
-            "episode": None if body["features"] is None else episode_features(body),
-        }
+        return trade_of(decision)
 
     def episode(self, row: Row) -> EpisodeRecord | None:
-        """The episode that an outcome row completes, as the ledger's tables keep it."""
-        outcome, trade = row.body["outcome"], row.body["trade"]
-        if not outcome["final"] or not of_this_service(trade["features"]):
-            return None
-        decision = {name: trade[name] for name in ("policy_id", "acts", "direction", "leverage", "bucket", "executed")}
-        decision["context"] = trade.get("episode")
-        return EpisodeRecord(
-            id=outcome["decision_id"], timestamp_ms=row.at_ms, strategy=trade["strategy"], symbol=trade["symbol"],
-            features=dict(zip(DECISION_V1.names, trade["features"], strict=True)), decision=decision, outcome=outcome,
-            vector=episode_vector(trade["features"]).tobytes(), version=EMBEDDER,
-            config_hash=self.config_hash)
+        return episode_of(row, self.config_hash)
 
 
 def folded(reader: LedgerReader) -> HubState:

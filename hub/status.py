@@ -12,7 +12,8 @@ from feature_repo.features import ARRAYS, DECISION_V1
 from hub import decide
 from hub.combining import levels_of
 from hub.decide import Features
-from hub.state import HeadState, HubState
+from hub.folded import HeadState
+from hub.state import HubState
 from policies.rows import LLM_ONLY
 from policies.track_record import TrackRecord
 from policies.types import Role

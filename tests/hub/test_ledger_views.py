@@ -9,8 +9,8 @@ from plain_hub import EQUITY, PlainHub
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
 from feature_repo.store import FeatureRepo
+from hub.episodes import EMBEDDER, episode_vector
 from hub.ledger_views import LedgerViews
-from hub.state import EMBEDDER, episode_vector
 
 
 @pytest.fixture
