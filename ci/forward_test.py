@@ -20,7 +20,7 @@ import click
 from rich.console import Console
 
 from feature_repo.market import KINDS, Market
-from feature_repo.store import FeatureRepo
+from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.bundle import Bundle, read_bundle
 from policies.embedder import version_of
 from policies.errors import BundleRefused, HubError, InvalidInput
@@ -33,7 +33,6 @@ from train.training_set import open_market
 
 NOT_PASSED = 3
 EMBEDDER_FILE = "embedder.pt"  # that a search leaves beside its candidates
-OFFLINE_ONLY = "redis://127.0.0.1:6380/0"  # Feast wants an address; nothing is asked there
 
 
 def forward_tested(home: Path, bundle: Bundle, market: Market, settings: ForwardSettings,

@@ -101,6 +101,10 @@ class QuickRedisStore(RedisOnlineStore):
         self._client = client
 
 
+# Of a Redis for whoever asks the offline store alone: Feast wants an address.
+OFFLINE_ONLY = "redis://127.0.0.1:6380/0"
+
+
 class FeatureRepo:
     """Writes features offline and online, and reads them as they were known at a time. One writer per home.
 

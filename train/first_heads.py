@@ -22,8 +22,8 @@ from annotated_types import Ge, Le
 
 from feature_repo.definitions import LABEL_NAMES
 from feature_repo.features import DECISION_V1
-from feature_repo.market import KINDS, Market
-from feature_repo.store import FeatureRepo
+from feature_repo.market import Market
+from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.checks import require_sound
 from policies.errors import HubError
@@ -31,6 +31,7 @@ from policies.fills import Costs
 from policies.heads import load_head
 from train.backtest import BacktestReport, backtest
 from train.catboost import CatBoostSettings, train_catboost
+from train.commands import MarketOptions, market_options
 from train.dataset import (
     Brackets,
     Dataset,
@@ -47,7 +48,6 @@ from train.training_set import (
     bracket_name,
     joined_rows,
     keep_labels,
-    open_market,
     thinned,
     write_packed,
 )
@@ -162,27 +162,22 @@ def _described(bundle: Bundle, report: BacktestReport) -> str:
 
 @click.command()
 @click.option("--home", type=click.Path(path_type=Path), required=True, help="HUB_HOME of the hub.")
-@click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
-@click.option("--data-dir", default=None, help="Folder of recorded bars.")
+@market_options
 @click.option("--symbols", default="BTC,ETH,SOL,HYPE", show_default=True, help="Separated by commas.")
-@click.option("--seed", default=7, show_default=True, help="Of the generated market.")
-@click.option("--signal", default=1.0, show_default=True, help="Planted edge of the generated market.")
-@click.option("--generated-bars", default=43_200, show_default=True)
 @click.option("--until-ms", type=int, default=None, help="No bar that closes later is seen.")
 @click.option("--lookback-bars", default=FirstHeadsSettings.lookback_bars, show_default=True)
 @click.option("--training-rows", default=FirstHeadsSettings.training_rows, show_default=True)
-def main(home: Path, market: str, data_dir: str | None, symbols: str, seed: int, signal: float, generated_bars: int,
-         until_ms: int | None, lookback_bars: int, training_rows: int) -> None:
+def main(home: Path, market: MarketOptions, symbols: str, until_ms: int | None, lookback_bars: int,
+         training_rows: int) -> None:
     """Train the first heads and print where their bundles are."""
     for library in ("alembic", "mlflow"):
         logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     settings = FirstHeadsSettings(lookback_bars=lookback_bars, training_rows=training_rows)
     try:
-        opened = open_market(market, data_dir, symbols.split(","), seed, signal, generated_bars)
+        opened = market.opened(tuple(symbols.split(",")))
         click.echo(opened.describe())
-        # Only the offline store is used; the online one is named because Feast wants an address.
-        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", opened.origin)
+        repo = FeatureRepo(home, OFFLINE_ONLY, opened.origin)
         bundles = train_first_heads(opened, repo, home, time.time_ns() // 1_000_000, until_ms=until_ms,
                                     settings=settings, progress=click.echo)
     except HubError as error:

@@ -2,39 +2,32 @@
 
     python -m train.retrain_sup --home var --coins SOL,BTC --window 60 --lookback 25200
 
-Ends with 0 when candidates were made and the best was handed over or no hub runs; 1 if something failed; 2 for wrong
-arguments; 3, with --strict, if the best did not pass the judgement (it is not handed over then); 4 if a hub runs and
-refused it; 130 when interrupted. The same command again goes on where it was. With --keep-back nothing is handed over:
-whoever asks for that, such as the nightly, tests the candidates first.
+Ends with a code of `train.commands`: with --strict, the best must pass the judgement. The same command again goes on
+where it was. With --keep-back nothing is handed over: whoever asks for that, such as the nightly, tests the candidates
+first.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Collection
-from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from feature_repo.market import KINDS, Market
-from feature_repo.store import FeatureRepo
-from policies.errors import HubError, InvalidInput
 from train.candidates import Candidate, Retrained
 from train.cluster import ray_cluster
+from train.commands import NOT_PASSED, REFUSED, JobOptions, console_of, ended, job_options, settings_of
 from train.estimate import described, seconds_left, seconds_of
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
-from train.quiet import quiet_libraries
 from train.retrain import Retraining
 from train.retrain_log import log_to_mlflow, sentences_of, table_of, write_page
 from train.retrain_settings import HEADS, SIZES, RetrainSettings
 from train.seen import seen_until
-from train.training_set import open_market, write_packed
+from train.training_set import write_packed
 
-NOT_PASSED, REFUSED, INTERRUPTED = 3, 4, 130
 EMBEDDER_FILE = "embedder.pt"  # of the candidates with an embedding, beside them
 
 
@@ -98,70 +91,38 @@ def hand_over(retrained: Retrained, door: HubDoor, say: Console) -> None:
                   f"{best.bundle.manifest.embedding_version} --force", highlight=False, soft_wrap=True)
 
 
-def until_of(market: Market, settings: RetrainSettings, status: dict[str, object] | None,
-             wall_ms: int) -> tuple[int, str]:
-    """No bar is seen that a running hub has still to replay, or would if it ran; and why. wall_ms: the time now."""
-    return seen_until(market, settings.symbols, status, wall_ms)
-
-
 @click.command()
-@click.option("--home", type=click.Path(path_type=Path, resolve_path=True), required=True,
-              help="HUB_HOME of the hub.")
-@click.option("--hub-url", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
-@click.option("--data-dir", default=None, help="Folder of recorded bars.")
-@click.option("--coins", default="BTC,ETH,SOL,HYPE", show_default=True, help="Separated by commas.")
+@job_options
 @click.option("--window", default=60, show_default=True, help="Bars of raw input.")
-@click.option("--lookback", default=25_200, show_default=True, help="Bars of history.")
 @click.option("--heads", default=",".join(HEADS), show_default=True)
 @click.option("--trials", default=4, show_default=True, help="Of each sweep.")
 @click.option("--seeds", default=1, show_default=True, help="Trainings of each head and fold.")
 @click.option("--folds", default=2, show_default=True, help="Of the walk-forward.")
 @click.option("--size", type=click.Choice(SIZES), default="small", show_default=True)
-@click.option("--seed", default=7, show_default=True)
-@click.option("--signal", default=1.0, show_default=True, help="Planted edge of a generated market.")
-@click.option("--generated-bars", default=43_200, show_default=True)
-@click.option("--strict", is_flag=True, help="End with 3 and hand nothing over unless the best passes the judgement.")
-@click.option("--keep-back", is_flag=True, help="Hand nothing over: candidates stay in HOME/models.")
-def main(home: Path, hub_url: str, market: str, data_dir: str | None, coins: str, window: int, lookback: int,
-         heads: str, trials: int, seeds: int, folds: int, size: str, seed: int, signal: float, generated_bars: int,
-         strict: bool, keep_back: bool) -> None:
+def main(job: JobOptions, window: int, heads: str, trials: int, seeds: int, folds: int, size: str) -> None:
     """Train, judge and hand over supervised heads."""
-    quiet_libraries()
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    try:
-        settings = RetrainSettings(tuple(coins.split(",")), window, lookback, tuple(heads.split(",")), trials, seeds,
-                                   folds, size, seed)
-    except InvalidInput as error:
-        raise click.UsageError(str(error)) from error
-    try:
-        opened = open_market(market, data_dir, settings.symbols, seed, signal, generated_bars)
-        sys.exit(_run(home, HubDoor(hub_url.rstrip("/"), home), opened, settings, strict, keep_back, console))
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
-        sys.exit(INTERRUPTED)
-    except HubError as error:
-        raise click.ClickException(str(error)) from error
+    console = console_of()
+    settings = settings_of(lambda: RetrainSettings(job.symbols, window, job.lookback, tuple(heads.split(",")), trials,
+                                                   seeds, folds, size, job.market.seed))
+    ended(lambda: _run(job, settings, console), console)
 
 
-def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, strict: bool, keep_back: bool,
-         console: Console) -> int:
-    began, status = time.time_ns() // 1_000_000, door.status()
-    until_ms, why = until_of(market, settings, status, began)
+def _run(job: JobOptions, settings: RetrainSettings, console: Console) -> int:
+    market, home, door = job.market.opened(settings.symbols), job.home, job.door
+    began = time.time_ns() // 1_000_000
+    until_ms, why = seen_until(market, settings.symbols, door.status(), began)
     console.print(market.describe(), highlight=False, soft_wrap=True)
-    # Only the offline store is used; the online one is named because Feast wants an address.
-    repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", market.origin)
     with ray_cluster() as cores:
-        job = Retraining(market, repo, home, settings, until_ms, RayPool())
-        left = described(seconds_left(set(job.steps) - set(job.finished_steps), settings, cores))
-        for symbol, count in job.bars_of.items():
+        search = Retraining(market, job.repo(market), home, settings, until_ms, RayPool())
+        left = described(seconds_left(set(search.steps) - set(search.finished_steps), settings, cores))
+        for symbol, count in search.bars_of.items():
             if count < settings.lookback_bars:
                 console.print(f"{symbol}: {count} bars, less than the {settings.lookback_bars} asked for")
-        console.print(f"bars up to {why}; {len(job.finished_steps)} of {len(job.steps)} steps are done; estimate: "
-                      f"{left} on {cores} cores, SIZE={settings.size}", highlight=False)
-        with Board(console, settings, job.steps, job.finished_steps, cores) as board:
-            job.told = board.told
-            retrained = job.run()
+        console.print(f"bars up to {why}; {len(search.finished_steps)} of {len(search.steps)} steps are done; "
+                      f"estimate: {left} on {cores} cores, SIZE={settings.size}", highlight=False)
+        with Board(console, settings, search.steps, search.finished_steps, cores) as board:
+            search.told = board.told
+            retrained = search.run()
     runs = log_to_mlflow(home, retrained, began)
     for candidate in retrained.candidates:
         write_packed(home / "models" / f"candidate_{candidate.name}.pt", candidate.bundle)
@@ -177,9 +138,9 @@ def _run(home: Path, door: HubDoor, market: Market, settings: RetrainSettings, s
     page = write_page(home, retrained, {"mlflow_runs": runs, "seconds": (time.time_ns() // 1_000_000 - began) / 1_000})
     console.print(f"report {page}; candidates {home / 'models'}/candidate_*.pt; MLflow experiment retrain_sup; "
                   f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
-    if strict and not best.passed:
+    if job.strict and not best.passed:
         return NOT_PASSED
-    if keep_back:
+    if job.keep_back:
         return 0
     if door.status() is None:
         console.print(f"no hub of this home answers at {door.url}: hand one over with "

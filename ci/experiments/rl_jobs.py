@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from feature_repo.features import DECISION_V1
 from feature_repo.market import Market, replay_range
-from feature_repo.store import FeatureRepo
+from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.head import Levels
 from train.backtest import BacktestReport, backtest_probabilities
 from train.cluster import ray_cluster
@@ -53,8 +53,7 @@ def trained_by(runs: Sequence[RlRun], folder: Path, say: Say) -> Iterator[tuple[
         home = folder / run.name
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         until_ms = replay_range(run.market, run.settings.symbols)[1]
-        # Only the offline store is used; the online one is named because Feast wants an address.
-        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", run.market.origin)
+        repo = FeatureRepo(home, OFFLINE_ONLY, run.market.origin)
         job = RlJob(run.market, repo, home, run.settings, until_ms)
         say(f"({number + 1}/{len(runs)}) {run.name}: {len(job.finished_steps)} of {len(job.steps)} steps are done")
         yield run, job, job.run()

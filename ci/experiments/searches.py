@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo.market import Market, replay_range
-from feature_repo.store import FeatureRepo
+from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from train.candidates import Retrained
 from train.cluster import ray_cluster
 from train.pool import Pool, RayPool
@@ -45,8 +45,7 @@ def found_by(searches: Sequence[Search], folder: Path, pool: Pool, say: Say) -> 
         until_ms = search.until_ms
         if until_ms is None:
             until_ms = replay_range(search.market, search.settings.symbols)[1]
-        # Only the offline store is used; the online one is named because Feast wants an address.
-        repo = FeatureRepo(home, "redis://127.0.0.1:6380/0", search.market.origin)
+        repo = FeatureRepo(home, OFFLINE_ONLY, search.market.origin)
         job = Retraining(search.market, repo, home, search.settings, until_ms, pool)
         done, of = len(job.finished_steps), len(job.steps)
         say(f"({number + 1}/{len(searches)}) {search.name}: {done} of {of} steps are done")

@@ -9,24 +9,23 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from hub_door import fake_hub
 from rich.console import Console
-from small_search import PLAIN, market, without_ray
+from small_search import PLAIN, without_ray
 
-from feature_repo.features import HOUR_MS, MINUTE_MS
+from feature_repo.features import MINUTE_MS
 from feature_repo.generated import START_MS
 from hub.engine import free_port
 from policies.bundle import read_bundle
 from train import retrain_sup
+from train.commands import INTERRUPTED, NOT_PASSED, REFUSED
 from train.pool import HerePool
 from train.retrain_settings import HEADS
-from train.retrain_sup import INTERRUPTED, NOT_PASSED, REFUSED, Board, main, until_of
-from train.seen import UNTIL_MS
+from train.retrain_sup import Board, main
 
 TINY = ["--market", "generated", "--generated-bars", "5000", "--coins", "BTC,ETH", "--window", "30", "--lookback",
         "3000", "--heads", "linear", "--trials", "1", "--folds", "1"]
@@ -152,21 +151,6 @@ def test_a_real_interrupt_ends_it_and_its_ray(home: Path) -> None:
     assert process.wait(30) == INTERRUPTED, "".join(said)
     assert "the same command goes on from here" in "".join(said)
     assert [path.name for path in (home / "retrain").glob("*/rows")] == ["rows"]
-
-
-# How far bars are seen.
-
-
-def test_bars_are_seen_up_to_the_last_six_hours_of_a_running_hub() -> None:
-    settings = replace(PLAIN)
-    for now_ms in (7 * HOUR_MS + 1, 11 * HOUR_MS, 12 * HOUR_MS - 1):
-        assert until_of(market(), settings, {"hub": {"now_ms": now_ms}}, 0)[0] == 6 * HOUR_MS == UNTIL_MS
-    assert until_of(market(), settings, {"hub": {"now_ms": 12 * HOUR_MS}}, 0)[0] == 12 * HOUR_MS
-
-
-def test_without_a_hub_the_part_that_one_would_replay_is_not_seen() -> None:
-    until_ms, _ = until_of(market(1_000), PLAIN, None, 0)
-    assert until_ms == START_MS + 600 * MINUTE_MS
 
 
 # Progress.

@@ -33,13 +33,11 @@ from feature_repo.drift import (
     level_alarms,
 )
 from feature_repo.features import BARS, DECISION_V1
-from feature_repo.market import KINDS
-from feature_repo.store import FeatureRepo
+from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.errors import HubError
 from reports.report import Plot, write_report
-from train.training_set import open_market
+from train.commands import MarketOptions, market_options
 
-OFFLINE_ONLY = "redis://127.0.0.1:6380/0"  # Feast wants an address; nothing is asked there
 REPORT = "nightly_drift"
 SHOWN_DAYS = 14  # in the figure, and for alarms of several days running
 MOST_DIVERGED = 5  # features that are named
@@ -110,20 +108,15 @@ def plot_of(history: dict[str, list[DriftReport]], settings: DriftSettings) -> P
 @click.option("--home", type=click.Path(path_type=Path), required=True)
 @click.option("--coins", required=True, help="Separated by commas.")
 @click.option("--until", "until_ms", type=int, required=True, help="Of the market's clock, in ms; the day before it.")
-@click.option("--market", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
-@click.option("--data-dir", default=None)
-@click.option("--seed", default=7, show_default=True)
-@click.option("--signal", default=1.0, show_default=True)
-@click.option("--generated-bars", default=43_200, show_default=True)
+@market_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for drift.json.")
-def main(home: Path, coins: str, until_ms: int, market: str, data_dir: str | None, seed: int, signal: float,
-         generated_bars: int, out: Path | None) -> None:
+def main(home: Path, coins: str, until_ms: int, market: MarketOptions, out: Path | None) -> None:
     """Judge the drift of the last whole day."""
     warnings.filterwarnings("ignore")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     symbols, settings = tuple(coins.split(",")), DriftSettings()
     try:
-        opened = open_market(market, data_dir, symbols, seed, signal, generated_bars)
+        opened = market.opened(symbols)
         repo = FeatureRepo(home, OFFLINE_ONLY, opened.origin)
         repo.apply()
         history = drift_history(repo, symbols, last_whole_day(until_ms), settings)

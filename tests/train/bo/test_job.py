@@ -13,11 +13,10 @@ import pytest
 import small_search
 from small_search import GarbledMarket, repo_of
 
-from feature_repo.generated import GeneratedMarket
 from policies.errors import InvalidInput
 from reports.report import Plot
 from router.param_start import ParamStart
-from train.bo import optimise, result
+from train.bo import result
 from train.bo.job import Optimised, Optimising
 from train.bo.judged import Judged, later_difference
 from train.bo.search import TOO_FEW, Problem, best_of
@@ -198,11 +197,3 @@ def test_the_page_the_table_and_the_runs_tell_the_same(optimised: Optimised, hom
     assert result.log_to_mlflow(home, optimised, 1_760_000_000_001) == runs, "a job is written once"
     assert isinstance(result._plot(optimised), Plot)
     assert any(sentence.startswith("all: ") for sentence in result.sentences_of(optimised))
-
-
-def test_no_bar_is_seen_that_a_running_hub_has_still_to_replay() -> None:
-    market = GeneratedMarket(3, 1.0, ("BTC", "ETH"), 3_000)
-    hub = {"hub": {"now_ms": optimise.UNTIL_MS * 1_000 + 5}}
-    assert optimise.until_of(market, SETTINGS, hub, 0) == optimise.UNTIL_MS * 1_000
-    assert optimise.until_of(market, SETTINGS, None, 0) < int(market.bars("BTC").close_time_ms[-1])
-

@@ -19,10 +19,11 @@ from hub.engine import free_port
 from policies.bundle import Bundle, make_bundle, read_bundle
 from policies.checks import check_policy
 from policies.heads import load_head
+from train.commands import INTERRUPTED, NOT_PASSED, REFUSED
 from train.forward import trained_until_ms
 from train.rl import retrain_rl
 from train.rl.checkpoint import is_checkpoint
-from train.rl.retrain_rl import INTERRUPTED, NOT_PASSED, REFUSED, SERVED, Teller, keep_candidate, main
+from train.rl.retrain_rl import SERVED, Teller, keep_candidate, main
 
 TINY = ["--market", "generated", "--generated-bars", "4500", "--coins", "BTC,ETH", "--lookback", "3000", "--steps",
         "5000"]
