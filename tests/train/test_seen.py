@@ -24,3 +24,11 @@ def test_without_a_hub_the_part_that_one_would_replay_is_not_seen() -> None:
     until_ms, why = seen_until(MARKET, ("BTC", "ETH"), None, 0)
     assert until_ms == START_MS + 600 * MINUTE_MS
     assert "for training" in why
+
+
+def test_of_a_recording_that_ends_before_the_hubs_clock_the_later_part_is_kept_for_trying() -> None:
+    last_ms = int(MARKET.bars("BTC").close_time_ms[-1])
+    beyond = {"hub": {"now_ms": last_ms + 7 * HOUR_MS}}
+    assert seen_until(MARKET, ("BTC", "ETH"), beyond, 0) == seen_until(MARKET, ("BTC", "ETH"), None, 0)
+    at_its_end = {"hub": {"now_ms": last_ms}}
+    assert seen_until(MARKET, ("BTC", "ETH"), at_its_end, 0)[0] == last_ms // UNTIL_MS * UNTIL_MS

@@ -131,13 +131,11 @@ def _told(night: Night, ended: Any, settings: NightSettings, before: Any, wall_m
 def _now(home: Path, settings: NightSettings, wall_ms: int) -> tuple[int, str]:
     """The market's clock, and where it comes from: of a recording, what a hub would replay later is not yet."""
     status = HubDoor(settings.hub_url, home).status()
-    if status is not None:
-        return int(status["hub"]["now_ms"]), "the running hub's clock"
     market = open_market(settings.market, settings.data_dir, settings.symbols, settings.seed, settings.signal,
                          settings.generated_bars)
-    if market.name == "hyperliquid":
+    if market.name == "hyperliquid" and status is None:
         return wall_ms, "the clock on the wall"
-    return seen_until(market, settings.symbols, None, wall_ms)
+    return seen_until(market, settings.symbols, status, wall_ms)
 
 
 if __name__ == "__main__":
