@@ -10,13 +10,15 @@ from plain_hub import momentum_bundle, onnx_bundle
 from running_hub import RunningHub
 from xdist.scheduler import LoadScopeScheduling
 
+TOGETHER = ("end_to_end", "engine")  # whole hubs one after another; what is compiled, compiled once
+
 
 class FilesTogether(LoadScopeScheduling):
-    """The tests of a file run on one worker, for their fixtures; whole hubs one after another, for the machine."""
+    """The tests of a file run on one worker, for their fixtures; those of some rooms, too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return "end_to_end" if "end_to_end/" in file else file
+        return next((room for room in TOGETHER if f"/{room}/" in file), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:

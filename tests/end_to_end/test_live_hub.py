@@ -96,7 +96,7 @@ def test_a_live_hub_decides_on_what_the_exchange_says_and_names_the_feed_that_st
         live_hub: RunningHub, exchange: Exchange) -> None:
     wanted = ("quote", "depth", "flow", "funding")
     eventually(lambda: all(vector(live_hub, decided(live_hub))[f"{group}_missing"] == 0 for group in wanted),
-               "every feed has been heard, trades for a whole minute", 150.0)
+               "every feed has been heard, trades for a whole minute", 150.0, every_s=0.5)
     answer = decided(live_hub)
     seen = vector(live_hub, answer)
     assert answer["role"] == "production"
@@ -106,7 +106,7 @@ def test_a_live_hub_decides_on_what_the_exchange_says_and_names_the_feed_that_st
     offline = live_hub.home / "features" / "hyperliquid" / "bars" / SYMBOL
     eventually(lambda: list(offline.glob("*.parquet")) != [], "live bars are kept offline", 30.0)
     exchange.stop()
-    eventually(lambda: "features quote" in stale(decided(live_hub)), "the quote is past its ttl", 60.0)
+    eventually(lambda: "features quote" in stale(decided(live_hub)), "the quote is past its ttl", 60.0, every_s=0.2)
     assert decided(live_hub)["role"] == "production", "bars are fresh for three minutes; a quote is optional"
     ages = {entry["group"]: entry for entry in live_hub.get("/v1/status")["features"]}
     assert not ages["quote"]["fresh"]
