@@ -27,7 +27,7 @@ from policies.actor import (
     wanted,
 )
 from policies.bundle import Bundle
-from policies.errors import BundleRefused, HubError, InvalidInput
+from policies.errors import BundleRefused, InvalidInput
 from policies.head import Head, PredictionFailed, require_parameters
 from policies.manifest import ONNX_FILE, TENSORS_FILE, one_line
 from policies.model_heads import read_tensors
@@ -35,7 +35,7 @@ from policies.onnx_graph import ACTIONS
 from policies.onnx_session import OnnxFunction
 from policies.types import Action, Direction, Proposal
 
-TOLERANCE = 1e-5  # by which a served action may differ from the training framework's
+ACTION_TOLERANCE = 1e-5  # by which a served action may differ from the training framework's
 BEYOND = 1e-6  # by which rounding may carry an action over [-1, 1]
 MIN_CONF = 0.5
 
@@ -95,26 +95,6 @@ class ActorHead(Head):
         if not np.all(np.abs(action) <= 1.0 + BEYOND):  # so that NaN fails
             raise PredictionFailed(f"{self.manifest.alias} answered {action.tolist()}, not an action in [-1, 1]")
         return action
-
-
-def check_actions(head: ActorHead, rows: ArrayLike, expected: ArrayLike, tolerance: float = TOLERANCE) -> list[str]:
-    """What differs between the served actions and the training framework's; [] if nothing does.
-
-    rows: (N, 60). expected: (N, 3) for the same rows, flat as served. tolerance: greatest difference.
-    """
-    framework = np.asarray(expected, dtype=np.float64)
-    try:
-        served = head.act(rows)
-    except HubError as error:
-        return [f"failed on a row that its framework answered: {error}"]
-    if served.shape != framework.shape:
-        return [f"answers shape {served.shape}, its framework {framework.shape}"]
-    apart = np.abs(served - framework).max(axis=1, initial=0.0)
-    wrong = ~(apart <= tolerance)  # so that NaN counts
-    if not wrong.any():
-        return []
-    return [f"{int(wrong.sum())} of {len(framework)} actions differ from its framework by more than {tolerance:g}, the "
-            f"first is row {int(np.argmax(wrong))} by {apart[wrong][0]:g}"]
 
 
 def _limits_of(parameters: Any) -> ActorLimits:

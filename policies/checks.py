@@ -77,14 +77,16 @@ def refuse_unless_sound(policy_id: str, findings: Sequence[str]) -> None:
         raise BundleRefused(f"policy {policy_id[:12]} is not sound: " + "; ".join(findings[:MOST_NAMED]) + more)
 
 
-def check_agreement(head: Policy, rows: ArrayLike, expected: ArrayLike, tolerance: float = TOLERANCE) -> list[str]:
+def check_agreement(served_answers: Callable[[ArrayLike], Rows], rows: ArrayLike, expected: ArrayLike,
+                    tolerance: float = TOLERANCE) -> list[str]:
     """What differs between the served answers and those of the framework that trained the head; [] if nothing does.
 
-    rows: (N, width). expected: (N, 3) probabilities of short, flat, long for them. tolerance: greatest difference.
+    served_answers: such as `predict` of a head, or `act` of an actor. rows: (N, width). expected: (N, 3), what the
+    framework answers to them. tolerance: greatest difference.
     """
     wanted = np.asarray(expected, dtype=np.float64)
     try:
-        served = head.predict(rows)
+        served = served_answers(rows)
     except HubError as error:
         return [f"failed on a row that its framework answered: {error}"]
     if served.shape != wanted.shape:

@@ -131,7 +131,7 @@ def require_served_as_trained(bundle: Bundle, head: FittedHead, values: NDArray[
     served = load_head(bundle)
     rows = values.astype(np.float64)
     trained = head.probabilities(values)
-    findings = check_agreement(served, rows, trained, SERVED_TOLERANCE)
+    findings = check_agreement(served.predict, rows, trained, SERVED_TOLERANCE)
     if findings:
         raise BundleRefused(f"{bundle.manifest.alias}: " + "; ".join(findings))
     answers, times_ms = [], []

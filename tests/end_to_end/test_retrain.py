@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from array_heads import array_bundle
+from encoder_bundles import SIZE, encoder_bundle
 from plain_hub import momentum_bundle
-from rich.console import Console
 from running_hub import RunningHub
-from small_search import searched
 
+from feature_repo.features import MARKET_EMBEDDING
 from policies.bundle import read_bundle
 from policies.embedder import version_of
 from train.handover import HubDoor
-from train.retrain_sup import hand_over
 
 BARS = 7_000  # of the hub's market, of which it replays the last part
 
@@ -34,14 +34,14 @@ def test_the_best_candidate_becomes_the_challenger_of_a_running_hub(tmp_path: Pa
         assert heads[candidate.policy_id] == ("challenger", 0.1)
         assert heads[incumbent] == ("production", 0.9)
         assert candidate.manifest.trained_on["bars"]["until_ms"] <= hub.get("/v1/status")["hub"]["now_ms"]
-        # A head with an embedding, of a search that was made elsewhere.
-        retrained = searched().retrained
-        best = next(one for one in retrained.candidates if one.name == "catboost_mae")
-        made = type(retrained)(**{**vars(retrained), "candidates": (best,)})
-        hand_over(made, HubDoor(hub.url, hub.home), Console(quiet=True))
-        assert made.embedder is not None
+        # A head with an embedding comes after its embedder.
+        door, embedder = HubDoor(hub.url, hub.home), encoder_bundle()
+        version = version_of(embedder.policy_id)
+        assert door.use_embedder(embedder) == ""
+        head = array_bundle("with_embedding", {MARKET_EMBEDDING: SIZE}, version)
+        door.register(head)
         status = hub.get("/v1/status")
-        assert status["embedding"]["version"] == version_of(made.embedder.policy_id)
-        assert best.bundle.policy_id in {head["policy_id"] for head in status["heads"]}
+        assert status["embedding"]["version"] == version
+        assert head.policy_id in {shown["policy_id"] for shown in status["heads"]}
     finally:
         hub.kill()

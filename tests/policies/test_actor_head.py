@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from small_models import actor_bundle, actor_tensors, linear_actor, linear_classifier
 
 from policies.actor import ActorLimits, flat_position, observations, standardised, wanted
-from policies.actor_head import ActorHead, check_actions
-from policies.checks import check_policy
+from policies.actor_head import ACTION_TOLERANCE, ActorHead
+from policies.checks import check_agreement, check_policy
 from policies.ensemble import make_ensemble
 from policies.errors import BundleRefused
 from policies.head import PredictionFailed
@@ -38,13 +38,13 @@ def by_hand(rows: Floats) -> NDArray[np.float32]:
 
 
 def test_it_answers_what_its_graph_says_of_a_flat_account() -> None:
-    assert check_actions(head_of(), ROWS, by_hand(ROWS)) == []
+    assert check_agreement(head_of().act, ROWS, by_hand(ROWS), ACTION_TOLERANCE) == []
     wrong = by_hand(ROWS)
     wrong[7, 2] += 1e-4
-    said, = check_actions(head_of(), ROWS, wrong)
-    assert said.startswith("1 of 200 actions differ from its framework by more than 1e-05, the first is row 7 by 0.000")
+    said, = check_agreement(head_of().act, ROWS, wrong, ACTION_TOLERANCE)
+    assert said.startswith("1 of 200 rows differ from its framework by more than 1e-05, the first is row 7 by 0.000")
     wrong[7, 2] = np.nan
-    assert "row 7 by nan" in check_actions(head_of(), ROWS, wrong)[0]
+    assert "row 7 by nan" in check_agreement(head_of().act, ROWS, wrong, ACTION_TOLERANCE)[0]
 
 
 def test_it_proposes_the_exposure_the_stop_and_the_target_that_its_action_asks_for() -> None:

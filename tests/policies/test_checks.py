@@ -141,13 +141,13 @@ def test_one_slow_row_in_twenty_is_forgiven_and_the_better_of_two_counts() -> No
 def test_answers_equal_to_the_frameworks_agree_and_others_are_counted(onnx_bundle: Callable[..., Bundle]) -> None:
     head = load_head(onnx_bundle())
     expected = head.predict(ROWS)
-    assert check_agreement(head, ROWS, expected + 5e-5) == []
+    assert check_agreement(head.predict, ROWS, expected + 5e-5) == []
     expected[3, 1] += 2e-4
     expected[7, 0] = np.nan
-    assert check_agreement(head, ROWS, expected) == [
+    assert check_agreement(head.predict, ROWS, expected) == [
         "2 of 20 rows differ from its framework by more than 0.0001, the first is row 3 by 0.0002"]
-    assert "shape" in check_agreement(head, ROWS, expected[:5])[0]
-    assert "failed" in check_agreement(head, np.full((2, 4), np.nan), expected[:2])[0]
+    assert "shape" in check_agreement(head.predict, ROWS, expected[:5])[0]
+    assert "failed" in check_agreement(head.predict, np.full((2, 4), np.nan), expected[:2])[0]
 
 
 def test_a_refusal_names_the_first_findings_and_counts_the_rest() -> None:

@@ -38,7 +38,7 @@ def test_trees_answer_as_their_onnx_export(trees: tuple[bytes, bytes], trees_bun
     session = onnxruntime.InferenceSession(trees[1], providers=["CPUExecutionProvider"])
     answers = session.run(["probabilities"], {session.get_inputs()[0].name: rows.astype(np.float32)})[0]
     expected = np.array([[row[place] for place in range(3)] for row in answers])
-    assert check_agreement(load_head(trees_bundle()), rows, expected, 1e-5) == []
+    assert check_agreement(load_head(trees_bundle()).predict, rows, expected, 1e-5) == []
 
 
 def test_trees_refuse_a_required_feature_that_is_missing_and_answer_without_an_optional_one(
@@ -72,7 +72,7 @@ def test_a_linear_head_is_softmax_of_standardised_features(softmax_bundle: Build
     rows = np.random.default_rng(4).normal(size=(50, 4))
     t = tensors_of(softmax_bundle())
     expected = softmax((rows - t["mean"]) / t["scale"] @ t["weights"] + t["bias"])
-    assert check_agreement(load_head(softmax_bundle()), rows, expected, 1e-5) == []
+    assert check_agreement(load_head(softmax_bundle()).predict, rows, expected, 1e-5) == []
 
 
 def test_a_missing_optional_feature_counts_as_its_mean(softmax_bundle: Build) -> None:

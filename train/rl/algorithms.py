@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -56,6 +57,9 @@ def built(settings: RlSettings, folder: Path, seed: int, steps_before: int = 0) 
     interrupted: its environments draw other episodes then.
     """
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # RLlib has set another one on being imported
+    # Sums must not depend on how many threads made them; and threads that wait for each other beside a hub, or another
+    # job, made the updates of these small networks several times slower.
+    torch.set_num_threads(1)
     register_env(ENVIRONMENT, make_environment)
     context = {"rows": str(folder), "settings": settings.env, "seed": seed + steps_before}
     config = _config(settings)

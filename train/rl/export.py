@@ -20,9 +20,9 @@ from torch import nn
 
 from feature_repo.features import DECISION_V1
 from policies.actor import ACTION, FEATURES, OBSERVATION, ActorLimits, flat_position, observations, standardised
-from policies.actor_head import ActorHead, check_actions
+from policies.actor_head import ACTION_TOLERANCE, ActorHead
 from policies.bundle import Bundle, Manifest, make_bundle
-from policies.checks import refuse_unless_sound, require_sound
+from policies.checks import check_agreement, refuse_unless_sound, require_sound
 from policies.errors import BundleRefused, InvalidInput
 from policies.heads import load_head
 from policies.manifest import ONNX_ACTOR, ONNX_FILE, TENSORS_FILE
@@ -117,7 +117,7 @@ def require_acts_as_trained(bundle: Bundle, module: Any, rows: NDArray[np.float6
     standard = standard_of(bundle)
     seen = observations(standardised(rows, standard.mean, standard.scale), flat_position())
     expected = reference_actions(module, seen)
-    refuse_unless_sound(bundle.policy_id, check_actions(head, rows, expected))
+    refuse_unless_sound(bundle.policy_id, check_agreement(head.act, rows, expected, ACTION_TOLERANCE))
     return float(np.abs(head.act(rows) - expected).max())
 
 
