@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from plain_hub import momentum_bundle, onnx_bundle
+from plain_bundles import momentum_bundle, onnx_bundle
 from running_hub import RunningHub
 from xdist.scheduler import LoadScopeScheduling
 

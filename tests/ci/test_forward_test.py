@@ -11,7 +11,7 @@ import pytest
 from array_heads import array_bundle
 from click.testing import CliRunner, Result
 from encoder_bundles import encoder_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from small_search import market
 
 from ci.forward_test import NOT_PASSED, kept_embedder, main, symbols_of

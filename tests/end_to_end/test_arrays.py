@@ -7,7 +7,7 @@ from typing import Any
 
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from running_hub import RunningHub
 
 from feature_repo.features import MARKET_EMBEDDING, MINUTE_MS, WINDOW

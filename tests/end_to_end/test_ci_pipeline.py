@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from running_hub import SYMBOLS, RunningHub
 
 from ci.pipeline import train_small

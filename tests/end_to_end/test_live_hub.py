@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hyperliquid_server import HyperliquidServer
 from hyperliquid_wire import funding_rows, level, made_candles, trade_rows
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from running_hub import RunningHub
 from waiting import eventually
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from hostile_files import Hostile, executed, hostile_files
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from running_hub import RunningHub
 from standardwebhooks import Webhook
 

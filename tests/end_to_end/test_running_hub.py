@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import redis
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from running_hub import RunningHub
 
 from feature_repo.features import DECISION_V1, MINUTE_MS

@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from plain_hub import PlainHub, momentum_bundle, onnx_bundle
+from http_door import client_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import PlainHub
 
 OpenHub = Callable[..., PlainHub]
 
@@ -43,3 +46,9 @@ def production() -> str:
 @pytest.fixture
 def challenger() -> str:
     return onnx_bundle().policy_id
+
+
+@pytest.fixture
+async def client(hub: PlainHub) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(hub) as opened:
+        yield opened

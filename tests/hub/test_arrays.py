@@ -12,7 +12,9 @@ import orjson
 import pytest
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
-from plain_hub import PlainHub, learnt, llm_view, momentum_bundle, rows_of
+from plain_bundles import momentum_bundle
+from plain_hub import PlainHub, llm_view, rows_of
+from whole_state import learnt
 
 from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING, MINUTE_MS, WINDOW
 from hub.decide import Features

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_hub import START_MS, llm_view, momentum_bundle, onnx_bundle
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import START_MS, llm_view
 from pure_state import fold, state_of
 
 from feature_repo.features import DECISION_V1

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_hub import SYMBOLS, PlainHub, llm_view, momentum_bundle, onnx_bundle, portfolio, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import SYMBOLS, PlainHub, llm_view, portfolio, rows_of
 from pure_state import fold, state_of
 
 from feature_repo.features import BARS, DECISION_V1, DEPTH, EPISODE_V1, FUNDING, GROUPS, MINUTE_MS, QUOTE

@@ -12,8 +12,10 @@ from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_hub import PlainHub, learnt, momentum_bundle, rows_of
+from plain_bundles import momentum_bundle
+from plain_hub import PlainHub, rows_of
 from waiting import eventually
+from whole_state import learnt
 
 from feature_repo.features import MARKET_EMBEDDING
 from hub import embedding_use

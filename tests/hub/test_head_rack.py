@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from plain_hub import PlainHub, momentum_bundle, onnx_bundle
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import PlainHub
 from waiting import eventually
 
 from feature_repo.features import DECISION_V1

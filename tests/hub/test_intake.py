@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from encoder_bundles import encoder_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 
 from hub import intake
 from hub.intake import MOST_SAID, Asked, alias_in, take_in

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from plain_hub import PlainHub, momentum_bundle, onnx_bundle
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import PlainHub
 
 from hub.mlflow_mirror import EXPERIMENT, MODEL, LedgerPolicies, MlflowMirror, Registered, follow
 from policies.bundle import read_bundle

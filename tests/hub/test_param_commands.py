@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 import pytest
 from mixed_run import mixed_run
-from plain_hub import TOKENS, PlainHub, learnt, momentum_bundle, onnx_bundle, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import TOKENS, PlainHub, rows_of
+from whole_state import learnt
 
 from hub.replay import replay_ledger
 from hub.state import folded

@@ -12,7 +12,8 @@ import apsw
 import orjson
 import pytest
 from mixed_run import mixed_run
-from plain_hub import PlainHub, llm_view, momentum_bundle, onnx_bundle, opens, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import PlainHub, llm_view, opens, rows_of
 
 from hub.config import HubConfig
 from hub.home import Home

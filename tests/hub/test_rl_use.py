@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from plain_hub import TOKENS, PlainHub, momentum_bundle, onnx_bundle, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import TOKENS, PlainHub, rows_of
 from small_models import actor_bundle
 
 from feature_repo.features import DECISION_V1

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
-from plain_hub import PlainHub, momentum_bundle, onnx_bundle, opens, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import PlainHub, opens, rows_of
 from scipy.stats import binom
 
 from hub.decide import Answer

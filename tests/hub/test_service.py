@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from plain_hub import EQUITY, PlainHub, learnt, llm_view, momentum_bundle, onnx_bundle, opens, portfolio, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import EQUITY, PlainHub, llm_view, opens, portfolio, rows_of
+from whole_state import learnt
 
 from feature_repo.features import MINUTE_MS
 from policies.bundle import Bundle, make_bundle

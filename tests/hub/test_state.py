@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mixed_run import mixed_run
-from plain_hub import EQUITY, PlainHub, everything, learnt, llm_view, momentum_bundle, onnx_bundle, rows_of
+from plain_bundles import momentum_bundle, onnx_bundle
+from plain_hub import EQUITY, PlainHub, llm_view, rows_of
+from whole_state import everything, learnt
 
 import hub.state
 from feature_repo.features import MINUTE_MS

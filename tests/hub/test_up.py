@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from plain_hub import PlainHub, momentum_bundle
+from plain_bundles import momentum_bundle
+from plain_hub import PlainHub
 
 from hub import up
 from hub.home import Home

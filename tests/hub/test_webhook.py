@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from plain_hub import WEBHOOK_SECRET, PlainHub, momentum_bundle
+from http_door import assert_problem, client_of
+from plain_bundles import momentum_bundle
+from plain_hub import WEBHOOK_SECRET, PlainHub
 from standardwebhooks import Webhook
-from test_api import assert_problem, client_of
 
 from hub.intake import Asked, Taken
 from hub.webhook import TOLERANCE_S, NotSigned, secret_file, verify, webhook_secret

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoder_bundles import BARS, SIZE, encoder_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 
 from policies import embedder
 from policies.bundle import Bundle, pack_bundle

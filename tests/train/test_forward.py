@@ -14,7 +14,7 @@ import pytest
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
 from numpy.typing import ArrayLike, NDArray
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from small_search import SYMBOLS, GarbledMarket, market, repo_of
 
 from feature_repo.features import MINUTE_MS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from encoder_bundles import encoder_bundle
 from hub_door import FakeHub, fake_hub
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from rich.console import Console
 from small_search import searched
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from small_search import BARS, SYMBOLS, GarbledMarket, garbled, market, repo_of
 
 from feature_repo.features import DECISION_V1, MINUTE_MS

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 from array_heads import array_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 from small_search import market
 
 from ci.pipeline import __main__ as chain_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plain_hub import momentum_bundle, onnx_bundle
+from plain_bundles import momentum_bundle, onnx_bundle
 
 from ci.pipeline import outbox as module
 from ci.pipeline.outbox import Outbox

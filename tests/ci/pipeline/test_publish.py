@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from array_heads import array_bundle
 from encoder_bundles import encoder_bundle
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 
 from ci.pipeline import publish
 from ci.pipeline.local_s3 import BUCKET, CREDENTIALS, local_s3

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_hub import WEBHOOK_SECRET, momentum_bundle
+from plain_bundles import momentum_bundle
+from plain_hub import WEBHOOK_SECRET
 
 from ci.pipeline import verify, webhook
 from ci.pipeline.publish import outbox_of, sent, store_of

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from here_jobs import HereJobs, leaves, says
 from hub_door import fake_hub
 from mlflow import MlflowClient
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 
 from hub.engine import free_port
 from policies.bundle import make_bundle, pack_bundle, read_bundle

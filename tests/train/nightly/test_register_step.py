@@ -13,7 +13,7 @@ from array_heads import array_bundle
 from click.testing import CliRunner, Result
 from encoder_bundles import encoder_bundle
 from hub_door import FakeHub, fake_hub
-from plain_hub import momentum_bundle
+from plain_bundles import momentum_bundle
 
 from feature_repo.features import MARKET_EMBEDDING
 from hub.engine import free_port
