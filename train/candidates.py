@@ -53,6 +53,16 @@ class Retrained:
     trials: int
     failed: Mapping[str, str]
 
+    @property
+    def job(self) -> str:
+        """What names the search and the heads that it could make; as long as all could be made, its key alone."""
+        return self.key if not self.failed else f"{self.key} without {','.join(sorted(self.failed))}"
+
+    @property
+    def asked_for(self) -> tuple[Candidate, ...]:
+        """The candidates without the baselines that nobody named."""
+        return tuple(candidate for candidate in self.candidates if candidate.name in self.settings.heads)
+
 
 def plain(judgement: Judgement) -> dict[str, Any]:
     """As JSON that a manifest may hold: figures that are none are null."""

@@ -1,7 +1,8 @@
 """What the training commands have in common: the options that say where and on what, and how they end.
 
-With 0 when what was made is handed over or kept back, or no hub runs; 1 if something failed; 2 for wrong arguments; 3,
-with --strict, if it did not pass (nothing is handed over then); 4 if a hub runs and refused it; 130 when interrupted.
+With 0 when what was made is handed over or kept back, or no hub runs; 1 if nothing that was asked for could be made; 2
+for wrong arguments; 3, with --strict, if it did not pass (nothing is handed over then); 4 if a hub runs and refused it;
+130 when interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from train.handover import HubDoor
 from train.quiet import quiet_libraries
 from train.training_set import open_market
 
-NOT_PASSED, REFUSED, INTERRUPTED = 3, 4, 130
+SOMETHING_FAILED, NOT_PASSED, REFUSED, INTERRUPTED = 1, 3, 4, 130
 LINE = 160  # characters of a line that nobody looks at in a terminal
 
 _MARKET = {

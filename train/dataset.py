@@ -5,6 +5,7 @@ Labels are fills of the market engine itself, costs included, so a head is taugh
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -40,6 +41,13 @@ class FeatureRows:
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex of times and values."""
+        whole = hashlib.sha256(np.ascontiguousarray(self.event_time_ms, "<i8").tobytes())
+        whole.update(np.ascontiguousarray(self.values, "<f8").tobytes())
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from train.trials import End, Target, Trial, TrialBook
 from train.walk_forward import Fold, Split, final_fit, folds
 
 BUNDLE = "bundle.pt"
+TRADE_COLUMNS = ("entry_time_ms", "exit_time_ms", "net_return", "direction", "symbol")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -50,7 +51,7 @@ Arrays = dict[str, NDArray[Any]]
 class Task:
     """What all jobs of one search share. folder, material: where its examples are. home: of the book of trials.
     fit_rows: at most, evenly spread; validation has a quarter of that. fold_count, embargo_ms: of the walk-forward.
-    bars: digest of all bars. code: version of the sources.
+    data: digest of all bars and rows. code: version of the sources.
     """
 
     folder: Path
@@ -65,7 +66,7 @@ class Task:
     fold_count: int
     embargo_ms: int
     template: Manifest
-    bars: str
+    data: str
     code: str
     embedding_version: str = "none"
 
@@ -84,7 +85,7 @@ class Task:
     def scheme(self, plan: str) -> dict[str, Any]:
         """What else than its settings a trial's figures depend on, for the book of trials."""
         seen: dict[str, Any] = {"tests_ms": [[fold.test_start_ms, fold.test_stop_ms] for fold in self.folds],
-                                "fit_rows": self.fit_rows, "bars": self.bars}
+                                "fit_rows": self.fit_rows, "data": self.data}
         examples = self.load().examples
         if plan not in PLANS or learner_of(PLANS[plan], self.size).uses_window:
             seen["window_bars"] = examples.window_bars
@@ -115,11 +116,13 @@ class TrySettings:
 
     def __call__(self, settings: Mapping[str, Setting], heard: Heard) -> tuple[float, dict[str, Any]]:
         with TrialBook(self.task.home) as book:
-            key = book.begin(self.task.target, trial_of(self.plan, self.task, settings, self.seed), _now_ms())
+            trial = trial_of(self.plan, self.task, settings, self.seed)
+            book.begin(self.task.target, trial, _now_ms())
             head = _fitted(self.plan, self.task, self.task.folds[0], settings, self.seed, heard)
             tests = np.concatenate([fold.test for fold in self.task.folds])
             track = track_of_trades(self.task.grid, trade_arrays(_tested(head, self.task, tests)))
-            book.end(key, End(FINISHED, head.validation_log_loss, self.task.grid, track.returns), _now_ms())
+            end = End(FINISHED, head.validation_log_loss, self.task.grid, track.returns)
+            book.record(self.task.target, trial, end, _now_ms())
         return head.validation_log_loss, {"trades": track.trades, "levels_tried": head.levels.count,
                                           "seconds": head.seconds}
 
@@ -140,8 +143,8 @@ def sweep(plan: str, task: Task, settings: SweepSettings, folder: Path) -> list[
     with TrialBook(task.home) as book:
         for trial in tried:
             if trial.state != FINISHED:
-                key = book.begin(task.target, trial_of(plan, task, trial.settings, settings.seed), _now_ms())
-                book.end(key, End(trial.state, trial.loss), _now_ms())
+                book.record(task.target, trial_of(plan, task, trial.settings, settings.seed),
+                            End(trial.state, trial.loss), _now_ms())
     return tried
 
 
@@ -195,13 +198,22 @@ def trade_arrays(report: BacktestReport) -> Arrays:
             "symbol": np.array([trade.symbol for trade in trades], np.str_)}
 
 
-def joined_trades(parts: Sequence[Arrays], shares: int = 1) -> Arrays:
-    """The trades of several folds, or of several trainings held side by side with an equal share of equity each."""
-    names = ("entry_time_ms", "exit_time_ms", "net_return", "direction", "symbol")
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in names}
+def joined_trades(parts: Sequence[Arrays]) -> Arrays:
+    """The trades of several folds, in the order of their exits.
+
+    Each fold's test begins with free slots. What is entered while the slot of its symbol still holds a trade of the
+    fold before is left out, as the slot could not hold both.
+    """
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in TRADE_COLUMNS}
+    kept, free_from_ms = np.ones(len(whole["symbol"]), bool), dict[str, int]()
+    for place in np.argsort(whole["entry_time_ms"], kind="stable").tolist():
+        symbol, entry_ms = str(whole["symbol"][place]), int(whole["entry_time_ms"][place])
+        kept[place] = entry_ms >= free_from_ms.get(symbol, entry_ms)
+        if kept[place]:
+            free_from_ms[symbol] = int(whole["exit_time_ms"][place])
+    whole = {name: column[kept] for name, column in whole.items()}
     order = np.lexsort((whole["symbol"], whole["exit_time_ms"]))
-    whole = {name: column[order] for name, column in whole.items()}
-    return {**whole, "net_return": whole["net_return"] / shares}
+    return {name: column[order] for name, column in whole.items()}
 
 
 def track_of_trades(grid: BlockGrid, trades: Arrays) -> Track:

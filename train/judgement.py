@@ -93,9 +93,15 @@ class Taken:
 def taken_from(book: TrialBook, target: Target, grid: BlockGrid) -> Taken:
     """Everything that the book knows of a target, for a head on this grid."""
     # Sharpe ratios of longer or shorter tracks spread less or more than those of this one, so only its own grid's tell
-    # what chance would show. All are counted; last, since others may be writing.
-    performance = book.performance(target, grid).returns
+    # what chance would show. All are counted; last, since others may be writing. Trials that earned exactly the same,
+    # as another seed of a learner that draws nothing, say nothing new of how far chance spreads.
+    performance = _different(book.performance(target, grid).returns)
     return Taken(max(1, book.count(target)), sharpe_ratios(performance), performance)
+
+
+def _different(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, N) without the columns that equal an earlier one."""
+    return columns[:, np.sort(np.unique(columns, axis=1, return_index=True)[1])]
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,13 @@ class HerePool:
 
 
 def _result_of(job: Any) -> Any:
-    """What a finished job gave, or the error itself that ended it."""
+    """What a finished job gave, or the error that ended it: its own, or that its worker died, as for want of memory."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(job)
     except RayTaskError as error:
         return error.cause if isinstance(error.cause, Exception) else error
+    except RayError as error:
+        return error

@@ -4,8 +4,9 @@
 
 Whatever is chosen is chosen on validation rows; the test ranges of the walk-forward are what is judged, with every
 trial counted that was ever run for the same target. The embedder learns from bars before the first test only. Steps
-are kept under HOME/retrain/KEY, and the key names settings, code and bars: the same call goes on where an interrupted
-one was, and a finished one gives the same candidates again.
+are kept under HOME/retrain/KEY, and the key names settings, code, bars and rows: the same call goes on where an
+interrupted one was, and a finished one gives the same candidates again. What depends on which heads could be made is
+kept under their names, so that a head that fails once and is made the next time changes what it must.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from feature_repo.store import FeatureRepo
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle, read_bundle
 from policies.embedder import load_embedder, version_of
 from policies.ensemble import make_ensemble
-from policies.errors import ContentConflict
 from policies.keyed_random import generator
 from policies.learned_weights import learned_weights
 from train.candidates import Candidate, Retrained, plain, ranked
+from train.dataset import FeatureRows
 from train.examples import build_examples
 from train.intervals import BlockGrid
 from train.jobs import (
@@ -79,10 +80,11 @@ class Retraining:
         self._settings, self._pool, self.told = settings, pool, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
         self._code = code_version()
-        self._digest = key_of(digests_of(self._bars))
         self._failed: dict[str, str] = {}
-        self.key = key_of(asdict(settings), self._code, market.origin, self._digest)
-        self._steps = Steps(home / "retrain" / self.key)
+
+    @cached_property
+    def key(self) -> str:
+        return key_of(asdict(self._settings), self._code, self._market.origin, self._digest)
 
     @property
     def bars_of(self) -> dict[str, int]:
@@ -132,6 +134,22 @@ class Retraining:
 
     # -- what is learnt from ----------------------------------------------------------------------------------------
 
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self._home / "retrain" / self.key)
+
+    @cached_property
+    def _joined(self) -> dict[str, FeatureRows]:
+        """Features at each bar's close. Joined anew by every search, in seconds: sentiment, funding or books may have
+        been added since, and the bars would not tell."""
+        self._repo.apply()
+        return joined_rows(self._market, self._repo, self._bars, lambda line: None)
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of everything that is learnt from."""
+        return key_of(digests_of(self._bars), {symbol: rows.digest for symbol, rows in self._joined.items()})
+
     def _task(self) -> tuple[Task, Bundle | None]:
         settings = self._settings
         embargo_ms = (settings.brackets.horizon_bars + 1) * self._interval_ms
@@ -154,9 +172,7 @@ class Retraining:
     def _rows(self) -> Material:
         if not self._steps.has(ROWS):
             settings = self._settings
-            self._repo.apply()
-            rows = joined_rows(self._market, self._repo, self._bars, lambda line: None)
-            examples = build_examples(self._bars, rows, DECISION_V1.names, DECISION_V1.may_be_missing,
+            examples = build_examples(self._bars, self._joined, DECISION_V1.names, DECISION_V1.may_be_missing,
                                       settings.window_bars, settings.brackets, settings.costs)
             keep_labels(self._repo, examples.labels(), bracket_name(settings.brackets, settings.costs))
             keep_material(self._steps, ROWS, Material(examples, self._bars))
@@ -227,8 +243,14 @@ class Retraining:
         for seed, number in self._seeds_and_folds:
             members = [read_bundle(self._steps.file(_fit_name(plan, seed, number), BUNDLE)) for plan in self._members]
             bundle = self._ensemble(task, seed, number, members)
-            jobs[_fit_name(ENSEMBLE, seed, number)] = (ensemble_test, (task, number, pack_bundle(bundle)))
+            jobs[self._test_name(ENSEMBLE, seed, number)] = (ensemble_test, (task, number, pack_bundle(bundle)))
         self._made(jobs)
+
+    def _test_name(self, head: str, seed: int, fold: int) -> str:
+        """Of the step that holds a head's trades in the test of a fold; an ensemble's depend on its members."""
+        name = _fit_name(head, seed, fold)
+        every = head != ENSEMBLE or self._members == self._settings.members
+        return name if every else f"{name}.{key_of(self._members)}"
 
     def _ensemble(self, task: Task, seed: int, number: int, members: list[Bundle]) -> Bundle:
         """Weights by what each member would have earned on the fold's validation rows, all symbols of a moment together
@@ -270,22 +292,24 @@ class Retraining:
 
     def _trades(self, name: str, seed: int) -> Arrays:
         """Of one head and seed, over all folds."""
-        return joined_trades([self._steps.arrays(_fit_name(name, seed, fold)) for fold in range(self._settings.folds)])
+        return joined_trades([self._steps.arrays(self._test_name(name, seed, fold))
+                              for fold in range(self._settings.folds)])
 
     def _taken(self, task: Task, chosen: Mapping[str, Mapping[str, Any]]) -> Taken:
         """Everything tried for this target until now, the walk-forward heads too, since one of them is about to be
         chosen. Kept, so that a finished search gives the same answer whatever is tried later.
         """
-        if not self._steps.has(TAKEN):
+        kept = f"{TAKEN}.{key_of(self._made_heads)}"
+        if not self._steps.has(kept):
             with TrialBook(self._home) as book:
                 for name in self._made_heads:
                     for seed in range(self._settings.seeds):
                         self._count(book, name, seed, task, chosen)
                 taken = taken_from(book, task.target, task.grid)
-            self._steps.keep(TAKEN, {"count": taken.count},
+            self._steps.keep(kept, {"count": taken.count},
                              {"sharpes": taken.sharpes, "performance": taken.performance})
-        arrays = self._steps.arrays(TAKEN)
-        return Taken(int(self._steps.result(TAKEN)["count"]), np.array(arrays["sharpes"]),
+        arrays = self._steps.arrays(kept)
+        return Taken(int(self._steps.result(kept)["count"]), np.array(arrays["sharpes"]),
                      np.array(arrays["performance"]))
 
     def _count(self, book: TrialBook, name: str, seed: int, task: Task,
@@ -294,14 +318,8 @@ class Retraining:
         if name in PLANS:
             settings = chosen[PLANS[name].learner]
         end = End(FINISHED, None, task.grid, track_of_trades(task.grid, self._trades(name, seed)).returns)
-        now_ms = time.time_ns() // 1_000_000
-        own_seed = self._settings.seed + seed
-        key = book.begin(task.target, trial_of(name, task, settings, own_seed, "walk-forward"), now_ms)
-        try:
-            book.end(key, end, now_ms)
-        except ContentConflict:  # something that the key does not name made a difference: one trial more
-            again = trial_of(name, task, settings, own_seed, f"walk-forward at {now_ms}")
-            book.end(book.begin(task.target, again, now_ms), end, now_ms)
+        trial = trial_of(name, task, settings, self._settings.seed + seed, "walk-forward")
+        book.record(task.target, trial, end, time.time_ns() // 1_000_000)
 
     def _judged(self, name: str, task: Task, taken: Taken) -> Candidate:
         settings = self._settings
@@ -313,7 +331,7 @@ class Retraining:
         judgement = judge(tracks[0], against, taken, [settings.seed], settings.folds,
                           generator(settings.seed, "judgement", name))
         passed, missed = passes(judgement)
-        results = [self._steps.result(_fit_name(name, seed, fold)) for seed, fold in self._seeds_and_folds]
+        results = [self._steps.result(self._test_name(name, seed, fold)) for seed, fold in self._seeds_and_folds]
         if name == ENSEMBLE:
             bundle, served_ms = self._final_ensemble(task)
         else:

@@ -31,18 +31,18 @@ def log_to_mlflow(home: Path, retrained: Retrained, now_ms: int) -> dict[str, st
     tracker = Tracker(home, EXPERIMENT)
     runs: dict[str, str] = {}
     whole = f"search_{retrained.key[:6]}"
-    runs[whole] = tracker.known(whole, retrained.key) or tracker.log(
+    runs[whole] = tracker.known(whole, retrained.job) or tracker.log(
         whole, now_ms, _parameters(retrained),
         {"trials_counted": float(retrained.trials), "candidates": float(len(retrained.candidates)),
          "passed": float(sum(one.passed for one in retrained.candidates))},
         {"equity.png": equity_png("walk-forward", {c.name: _curve(c.trades) for c in retrained.candidates}),
          "sweep.png": search_png("searches, crosses were ended early", _losses(retrained))},
-        {"job": retrained.key, "role": "search"})
+        {"job": retrained.job, "role": "search"})
     for candidate in retrained.candidates:
-        runs[candidate.name] = tracker.known(candidate.name, retrained.key) or tracker.log(
+        runs[candidate.name] = tracker.known(candidate.name, retrained.job) or tracker.log(
             candidate.name, now_ms, {**_parameters(retrained), **_settings(candidate)}, figures(candidate),
             _pictures(candidate, retrained),
-            {"job": retrained.key, "policy_id": candidate.bundle.policy_id, "kind": candidate.bundle.manifest.kind,
+            {"job": retrained.job, "policy_id": candidate.bundle.policy_id, "kind": candidate.bundle.manifest.kind,
              "passed": str(candidate.passed).lower()}, runs[whole])
     if retrained.embedder is not None:
         runs["embedder"] = tracker.known("embedder", retrained.key) or tracker.log(

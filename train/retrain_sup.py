@@ -18,7 +18,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from train.candidates import Candidate, Retrained
 from train.cluster import ray_cluster
-from train.commands import NOT_PASSED, REFUSED, JobOptions, console_of, ended, job_options, settings_of
+from train.commands import (
+    NOT_PASSED,
+    REFUSED,
+    SOMETHING_FAILED,
+    JobOptions,
+    console_of,
+    ended,
+    job_options,
+    settings_of,
+)
 from train.estimate import described, seconds_left, seconds_of
 from train.handover import HandoverFailed, HubDoor
 from train.pool import RayPool
@@ -78,9 +87,8 @@ class Board:
         return max(0.0, seconds_left(open_, self._settings, self._cores) - partly)
 
 
-def hand_over(retrained: Retrained, door: HubDoor, say: Console) -> None:
-    """Register the best candidate in the hub behind the door; its embedder first, if it has one."""
-    best = retrained.candidates[0]
+def hand_over(best: Candidate, retrained: Retrained, door: HubDoor, say: Console) -> None:
+    """Register a candidate in the hub behind the door; its embedder first, if it has one."""
     kept_back = ""
     if best.bundle.manifest.embedding_version != "none" and retrained.embedder is not None:
         kept_back = door.use_embedder(retrained.embedder)
@@ -133,11 +141,14 @@ def _run(job: JobOptions, settings: RetrainSettings, console: Console) -> int:
         console.print(f"{head} was left out: {reason}", highlight=False, soft_wrap=True)
     for sentence in sentences_of(retrained):
         console.print(sentence, highlight=False, soft_wrap=True)
-    best = retrained.candidates[0]
-    _tell_best(best, console)
     page = write_page(home, retrained, {"mlflow_runs": runs, "seconds": (time.time_ns() // 1_000_000 - began) / 1_000})
     console.print(f"report {page}; candidates {home / 'models'}/candidate_*.pt; MLflow experiment retrain_sup; "
                   f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
+    if not retrained.asked_for:
+        console.print("none of the heads that were asked for could be made; nothing is handed over")
+        return SOMETHING_FAILED
+    best = retrained.asked_for[0]
+    _tell_best(best, console)
     if job.strict and not best.passed:
         return NOT_PASSED
     if job.keep_back:
@@ -147,7 +158,7 @@ def _run(job: JobOptions, settings: RetrainSettings, console: Console) -> int:
                       f"hub register --path {home / 'models' / f'candidate_{best.name}.pt'}", soft_wrap=True)
         return 0
     try:
-        hand_over(retrained, door, console)
+        hand_over(best, retrained, door, console)
     except HandoverFailed as error:
         console.print(f"not handed over: {error}", soft_wrap=True)
         return REFUSED

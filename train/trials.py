@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from policies.fills import Costs
 from sentry.ledger import encoded, open_for_writing
 from train.dataset import Brackets
 from train.intervals import BlockGrid
-from train.overfitting import sharpe_ratios
 
 TRIALS_APPLICATION_ID = 0x5452494C
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
@@ -171,6 +170,16 @@ class TrialBook:
                 raise ContentConflict("trial", key, differing)
             return False
 
+    def record(self, target: Target, trial: Trial, end: End, now_ms: int) -> None:
+        """Begin it, unless it has begun, and end it. Where the same trial has finished with other figures, something
+        that its key does not name made a difference, such as another version of a library: it is one trial more.
+        """
+        try:
+            self.end(self.begin(target, trial, now_ms), end, now_ms)
+        except ContentConflict:
+            again = replace(trial, learner=f"{trial.learner} at {now_ms}")
+            self.end(self.begin(target, again, now_ms), end, now_ms)
+
     def count(self, target: Target) -> int:
         """All that could have been chosen: every trial that was begun, times the choices within it."""
         return int(self._rows("SELECT coalesce(sum(choices), 0) FROM trials WHERE target = ?", target.key)[0][0])
@@ -184,25 +193,12 @@ class TrialBook:
             found[status or RUNNING] += 1
         return found
 
-    def sharpes(self, target: Target, block_ms: int) -> NDArray[np.float64]:
-        """(M,) Sharpe ratio per block of every finished trial with blocks of this length, NaN for one that never
-        traded. Trials without returns have none, and count all the same.
-        """
-        found = [sharpe_ratios(_returns(row[-1])[:, None]).item()
-                 for row in self._rows(_LAST_ENDS, target.key) if row[5] == block_ms]
-        return np.array(found, dtype=np.float64)
-
     def performance(self, target: Target, grid: BlockGrid) -> Performance:
         """Of the finished trials on exactly this grid; (T, 0) returns if there is none."""
         rows = [row for row in self._rows(_LAST_ENDS, target.key) if BlockGrid(*row[3:6]) == grid]
         columns = [_returns(row[-1]) for row in rows]
         returns = np.column_stack(columns) if columns else np.empty((len(grid), 0))
         return Performance(grid, tuple(row[0] for row in rows), returns)
-
-    def grids(self, target: Target) -> tuple[BlockGrid, ...]:
-        """All grids with finished trials, the latest used last."""
-        found = [BlockGrid(*row[3:6]) for row in self._rows(_LAST_ENDS, target.key)]
-        return tuple(reversed(dict.fromkeys(reversed(found))))
 
     def close(self) -> None:
         self._connection.close()

@@ -252,7 +252,7 @@ def test_what_makes_a_difference_to_a_trial_is_in_its_name(task: Task) -> None:
               jobs.trial_of("linear", task, settings, 7, "walk-forward x1"),
               jobs.trial_of("linear", replace(task, code="d" * 64), settings, 7),
               jobs.trial_of("linear", replace(task, fit_rows=99), settings, 7),
-              jobs.trial_of("linear", replace(task, bars="other"), settings, 7),
+              jobs.trial_of("linear", replace(task, data="other"), settings, 7),
               jobs.trial_of("linear", replace(task, fold_count=2), settings, 7),
               jobs.trial_of("linear_mae", replace(task, embedding_version="other"), settings, 7)]
     assert len({trial.key(task.target) for trial in trials}) == len(trials)
@@ -274,9 +274,13 @@ def test_trades_of_several_folds_follow_each_other_in_the_order_of_their_ends() 
     assert joined["net_return"].tolist() == [0.04, 0.02, 0.04, 0.02]
 
 
-def test_trainings_side_by_side_share_the_equity() -> None:
-    joined = joined_trades([trades([5], "BTC", 0.02), trades([6], "BTC", 0.04)], 2)
-    assert joined["net_return"].tolist() == [0.01, 0.02]
+def test_what_is_entered_while_its_slot_holds_a_trade_of_the_fold_before_is_left_out() -> None:
+    before = {**trades([20, 20], "BTC", 0.01), "entry_time_ms": np.array([5, 8]), "symbol": np.array(["BTC", "ETH"])}
+    after = {**trades([22, 30, 31], "BTC", 0.02), "entry_time_ms": np.array([15, 20, 25]),
+             "symbol": np.array(["BTC", "BTC", "BTC"])}
+    joined = joined_trades([before, after])
+    assert list(zip(joined["entry_time_ms"].tolist(), joined["symbol"].tolist(), strict=True)) == [
+        (5, "BTC"), (8, "ETH"), (20, "BTC")]
 
 
 def test_a_head_that_never_traded_has_a_track_of_nothing(task: Task) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pool_jobs
 import pytest
-from pool_jobs import asks_another, fails, marks, squared
+from pool_jobs import asks_another, dies, fails, marks, squared
+from ray.exceptions import RayError
 from waiting import eventually
 
 from train.cluster import ray_cluster
@@ -47,6 +48,13 @@ def test_what_a_job_raised_is_its_answer_and_ends_no_other(pool: Pool) -> None:
     assert (found["a"], found["c"]) == (1, 9)
     assert isinstance(found["b"], ValueError)
     assert str(found["b"]) == "broken"
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_job_whose_worker_dies_ends_no_other() -> None:
+    found = dict(RayPool().each({"a": (squared, (1,)), "b": (dies, ()), "c": (squared, (3,))}))
+    assert (found["a"], found["c"]) == (1, 9)
+    assert isinstance(found["b"], RayError)
 
 
 @pytest.mark.usefixtures("ray_here")

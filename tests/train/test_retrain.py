@@ -25,7 +25,7 @@ from small_search import (
     without_ray,
 )
 
-from feature_repo.features import MARKET_EMBEDDING, MINUTE_MS
+from feature_repo.features import DECISION_V1, MARKET_EMBEDDING, MINUTE_MS
 from feature_repo.generated import START_MS, GeneratedMarket
 from policies.bars import Bars
 from policies.bundle import Bundle, pack_bundle, read_bundle
@@ -33,9 +33,11 @@ from policies.embedder import load_embedder, version_of
 from policies.errors import InvalidInput
 from policies.heads import load_head
 from train.candidates import Candidate, Retrained
+from train.dataset import FeatureRows
 from train.estimate import seconds_of
+from train.jobs import Made, fit_and_test, sweep
 from train.retrain_settings import RetrainSettings
-from train.training_set import bracket_name
+from train.training_set import bracket_name, joined_rows
 from train.trials import TrialBook
 
 
@@ -135,6 +137,47 @@ def test_a_head_that_cannot_be_made_is_left_out_and_made_the_next_time(tmp_path:
     assert again.failed == {}
 
 
+def test_an_ensemble_is_tested_anew_once_a_member_can_be_made_that_could_not(tmp_path: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = True
+
+    def fits(plan: str, *arguments: object) -> Made:
+        if plan == "timesnet" and killed:
+            raise MemoryError("killed")
+        return fit_and_test(quick.get(plan, plan), *arguments)  # type: ignore[arg-type]
+
+    quick = {"tabnet": "catboost", "timesnet": "catboost"}  # what it is made of makes no difference here
+    monkeypatch.setattr("train.retrain.sweep", lambda plan, *arguments: sweep(quick.get(plan, plan), *arguments))
+    monkeypatch.setattr("train.retrain.fit_and_test", fits)
+    settings = replace(SETTINGS, trials=1, mae=None, heads=("catboost", "tabnet", "timesnet", "ensemble"))
+    without = retraining(tmp_path, settings).run()
+    killed = False
+    pool = WatchedPool()
+    whole = retraining(tmp_path, settings, pool=pool).run()
+    assert (without.job, whole.job) == (f"{whole.key} without timesnet", whole.key)
+    members = [len(member_weights(next(c for c in found.candidates if c.name == "ensemble").bundle))
+               for found in (without, whole)]
+    assert members == [2, 3]
+    assert "fit.ensemble.0.0" in pool.jobs
+    assert whole.trials == without.trials + 2  # the head that had failed, and the ensemble with it
+
+
+def test_features_that_were_added_beside_the_same_bars_make_another_search(plain_home: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    before = retraining(plain_home, PLAIN).key
+
+    def with_mood(*arguments: object) -> dict[str, FeatureRows]:
+        rows = joined_rows(*arguments)  # type: ignore[arg-type]
+        mood = DECISION_V1.names.index("fear_greed")
+        return {symbol: replace(part, values=np.where(np.arange(part.values.shape[1]) == mood, 50.0, part.values))
+                for symbol, part in rows.items()}
+
+    monkeypatch.setattr("train.retrain.joined_rows", with_mood)
+    after = retraining(plain_home, PLAIN)
+    assert after.key != before
+    assert after.finished_steps == ()
+
+
 def test_a_finished_job_run_again_does_nothing_and_says_the_same(plain_home: Path) -> None:
     first = retraining(plain_home, PLAIN).run()
     pool = WatchedPool()
@@ -188,7 +231,7 @@ def test_no_bar_after_the_given_time_is_asked_for_or_makes_a_difference(plain_ho
     assert retraining(tmp_path, PLAIN, GarbledMarket(of, until_ms - MINUTE_MS), until_ms).key != job.key
     assert retraining(tmp_path, PLAIN, of, until_ms + MINUTE_MS).key != job.key
     of.latest_ms = 0
-    assert ids(job.run()) == ids(retraining(plain_home, PLAIN).run())
+    assert ids(retraining(tmp_path, PLAIN, of, until_ms).run()) == ids(retraining(plain_home, PLAIN).run())
     assert of.latest_ms == until_ms
 
 

@@ -86,6 +86,20 @@ def test_what_cannot_be_done_ends_with_1_and_says_why(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_if_no_head_that_was_asked_for_can_be_made_it_ends_with_1_and_hands_no_other_over(
+        home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*arguments: object, **more: object) -> None:
+        raise MemoryError("no more trees")
+
+    monkeypatch.setattr("train.catboost.CatBoostLearner.fit", dies)
+    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+        ended = run(home, "--heads", "catboost", url=hub.url)
+        assert ended.exit_code == 1, ended.output
+        assert "no more trees" in ended.output
+        assert hub.asked == []
+
+
+@pytest.mark.usefixtures("here")
 def test_strict_hands_nothing_over_that_did_not_pass(home: Path) -> None:
     with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
         ended = run(home, "--strict", url=hub.url)

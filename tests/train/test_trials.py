@@ -19,7 +19,6 @@ from policies.errors import ContentConflict, InvalidInput, UnknownEntity
 from policies.fills import Costs
 from train.dataset import Brackets
 from train.intervals import BlockGrid
-from train.overfitting import sharpe_ratios
 from train.trials import FAILED, FINISHED, PRUNED, End, Target, Trial, TrialBook
 
 TARGET = Target(("BTC", "ETH"), 60_000)
@@ -119,18 +118,14 @@ def test_performance_holds_the_finished_trials_of_exactly_that_grid(book) -> Non
     assert found.keys == (keys[0], keys[4])
     assert found.returns == pytest.approx(np.column_stack([ends[0].returns, ends[4].returns]))
     assert book.performance(TARGET, BlockGrid(0, 500, 100)).returns.shape == (5, 0)
-    assert set(book.grids(TARGET)) == {GRID, later}
 
 
-def test_sharpes_are_of_all_finished_trials_with_blocks_of_that_length(book) -> None:
-    grids = [GRID, BlockGrid(300, 900, 100), BlockGrid(0, 600, 200), GRID]
-    ends = [finished(seed, grid) for seed, grid in enumerate(grids)]
-    ends[3] = dataclasses.replace(ends[3], returns=np.zeros(6))
-    for seed, end in enumerate(ends):
-        book.end(book.begin(TARGET, another(seed), 1), end, 2)
-    by_hand = [sharpe_ratios(end.returns[:, None])[0] for end in (ends[0], ends[1], ends[3])]
-    assert book.sharpes(TARGET, 100) == pytest.approx(by_hand, nan_ok=True)
-    assert len(book.sharpes(TARGET, 50)) == 0
+def test_a_trial_that_finishes_with_other_figures_is_recorded_as_one_trial_more(book) -> None:
+    for seed, now_ms in ((0, 2), (0, 3), (1, 4)):
+        book.record(TARGET, TRIAL, finished(seed), now_ms)
+    assert book.count(TARGET) == 2
+    assert book.performance(TARGET, GRID).returns == pytest.approx(
+        np.column_stack([finished(0).returns, finished(1).returns]))
 
 
 def test_nothing_in_the_book_can_be_changed_or_removed(book, tmp_path) -> None:
