@@ -150,7 +150,9 @@ class RlJob:
             self._loaded.into(algorithm)
         experience = remembers(algorithm)
         if begins and self._episodes and experience is not None:
-            self._added = add_episodes(experience, self._home, self._settings.env, self.rows.standard)
+            rows = self.rows
+            self._added = add_episodes(experience, self._home, self._settings.env, rows.standard,
+                                       rows.ranges.training, self._settings.symbols)
 
     def _module(self, seed: int) -> dict[str, NDArray[Any]]:
         return read_arrays(self._steps.folder / _train_name(seed) / MODULE)

@@ -2,11 +2,12 @@
 
 Read from the ledger's table of episodes, never written. A trade of the hub is one transition: from the flat account at
 its decision to its end, which counts as the end of an episode, since what the market showed by then is not recorded.
+Only trades that lie in the training range as a whole: what is chosen or judged on later bars must not have seen them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,23 @@ from policies.types import Direction, Outcome
 from sentry.ledger import EpisodeRecord, LedgerReader
 from train.rl.env_settings import EnvSettings
 from train.rl.experience import Experience
-from train.rl.market_rows import Standard
+from train.rl.market_rows import Standard, TimeRange
 
 LEDGER = "hub.sqlite"
 PER_PAGE = 1_000
 
 
-def add_episodes(experience: Experience, home: Path, settings: EnvSettings, standard: Standard) -> int:
+def add_episodes(experience: Experience, home: Path, settings: EnvSettings, standard: Standard, training: TimeRange,
+                 symbols: Collection[str]) -> int:
     """Add every trade of HOME's ledger that was filled and whose equity is known; how many there were.
 
+    Of these symbols, entered at or after the start of the training range and over at or before its stop.
     WriterUnavailable if there is no ledger yet.
     """
     reader = LedgerReader(home / LEDGER)
     try:
-        found = [one for one in (_transition(record, settings) for record in _all(reader)) if one is not None]
+        own = (record for record in _all(reader) if record.symbol in symbols and _within(record, training))
+        found = [one for one in (_transition(record, settings) for record in own) if one is not None]
     finally:
         reader.close()
     if not found:
@@ -47,6 +51,12 @@ def _all(reader: LedgerReader) -> Iterator[EpisodeRecord]:
     while page := reader.episodes(PER_PAGE, after):
         yield from page
         after = page[-1].timestamp_ms, page[-1].id
+
+
+def _within(record: EpisodeRecord, training: TimeRange) -> bool:
+    """By its entry and its exit: a record's own time is when its outcome was reported, which may be any time later."""
+    outcome = record.outcome
+    return bool(training.start_ms <= outcome["entry_time_ms"] and outcome["exit_time_ms"] <= training.stop_ms)
 
 
 def _transition(record: EpisodeRecord, settings: EnvSettings) -> tuple[list[float], list[float], float] | None:

@@ -17,9 +17,11 @@ from policies.types import Outcome
 from sentry.ledger import EpisodeRecord, Ledger
 from train.rl.env_settings import EnvSettings
 from train.rl.experience import Experience
+from train.rl.market_rows import ALL_TIME, TimeRange
 from train.rl.offline import LEDGER, add_episodes
 
 STANDARD = small_rows(1_500).standard
+SYMBOLS = ("BTC", "ETH")
 
 
 def episode(number: int, **changes: Any) -> EpisodeRecord:
@@ -32,14 +34,15 @@ def episode(number: int, **changes: Any) -> EpisodeRecord:
                          {**outcome.to_dict(), **changes.pop("outcome", {})}, b"", "none", "c")
 
 
-def remembered(home: Path, *records: EpisodeRecord) -> tuple[int, dict[str, np.ndarray]]:
+def remembered(home: Path, *records: EpisodeRecord,
+               training: TimeRange = ALL_TIME) -> tuple[int, dict[str, np.ndarray]]:
     ledger = Ledger(home / LEDGER)
     with ledger.transaction():
         for record in records:
             ledger.record_episode(record)
     ledger.close()
     memory = Experience(100)
-    count = add_episodes(memory, home, EnvSettings(), STANDARD)
+    count = add_episodes(memory, home, EnvSettings(), STANDARD, training, SYMBOLS)
     return count, memory.drawn(50, np.random.default_rng(0)) if len(memory) else {}
 
 
@@ -74,4 +77,16 @@ def test_a_great_loss_is_cut_like_any_reward_and_no_ledger_is_said(tmp_path: Pat
     _, drawn = remembered(tmp_path, episode(1, outcome={"pnl": -900.0}))
     assert (drawn["reward"] == -2.0).all()
     with pytest.raises(WriterUnavailable):
-        add_episodes(Experience(5), tmp_path / "nothing", EnvSettings(), STANDARD)
+        add_episodes(Experience(5), tmp_path / "nothing", EnvSettings(), STANDARD, ALL_TIME, SYMBOLS)
+
+
+def test_only_trades_that_lie_within_the_training_range_as_a_whole_and_are_of_its_symbols_are_remembered(
+        tmp_path: Path) -> None:
+    def held(entry_ms: int, exit_ms: int) -> EpisodeRecord:
+        return replace(episode(entry_ms, outcome={"entry_time_ms": entry_ms, "exit_time_ms": exit_ms}),
+                       timestamp_ms=1_600)
+
+    count, _ = remembered(
+        tmp_path, held(999, 1_500), held(1_000, 1_500), held(1_400, 2_000), held(1_900, 2_001), held(3_000, 3_100),
+        replace(held(1_200, 1_300), symbol="DOGE"), training=TimeRange(1_000, 2_000))
+    assert count == 2
