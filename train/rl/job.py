@@ -34,7 +34,7 @@ from train.retrain import BLOCK_BARS
 from train.rl.arrays import read_arrays, write_arrays
 from train.rl.evaluate import rows_within, serve
 from train.rl.export import CHECKED_ROWS, DeterministicActor, actor_bundle, actor_of, require_acts_as_trained
-from train.rl.loaded import Loaded
+from train.rl.loaded import SEEN, Loaded
 from train.rl.market_rows import Standard, TimeRange
 from train.rl.offline import add_episodes
 from train.rl.rows import ROWS, JobRows, keep_rows, load_rows, ranges_of
@@ -75,6 +75,8 @@ class RlCandidate:
 class RlJob:
     """until_ms: no bar that closes later is seen; None: all bars. home: HUB_HOME. loaded: what is gone on with.
     episodes: whether SAC remembers the hub's own from the start. told: hears of every look.
+
+    InvalidInput for too few bars, or if what is loaded has seen some of the test range.
     """
 
     def __init__(self, market: Market, repo: FeatureRepo, home: Path, settings: RlSettings, until_ms: int | None,
@@ -84,6 +86,11 @@ class RlJob:
         self._market, self._repo, self._home, self._settings = market, repo, home, settings
         self._loaded, self._episodes, self.told = loaded, episodes, told
         self.bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
+        self._ranges = ranges_of(self.bars, settings.validation_share, settings.test_share, EMBARGO_BARS)
+        self._seen = {market.origin: self._ranges.validation.stop_ms}
+        if loaded is not None:
+            loaded.require_unseen(market.origin, self._ranges.test.start_ms)
+            self._seen = _later(self._seen, loaded.seen_until_ms)
         self._code = code_version()
         self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin, digests_of(self.bars),
                           loaded.key if loaded else "", episodes)
@@ -125,10 +132,9 @@ class RlJob:
         if not self._steps.has(ROWS):
             self._repo.apply()
             joined = joined_rows(self._market, self._repo, self.bars, lambda line: None)
-            ranges = ranges_of(self.bars, self._settings.validation_share, self._settings.test_share, EMBARGO_BARS)
             standard = self._loaded.standard if self._loaded else Standard.fitted(list(joined.values()),
-                                                                                 ranges.training)
-            keep_rows(self._steps, JobRows(self.bars, joined, ranges, standard))
+                                                                                 self._ranges.training)
+            keep_rows(self._steps, JobRows(self.bars, joined, self._ranges, standard))
         return self.rows
 
     def _train(self, seed: int) -> None:
@@ -137,7 +143,8 @@ class RlJob:
             return
         scratch = self._steps.scratch(name)
         trained = train(self._settings, self._steps.folder, seed, scratch, self._prepare,
-                        lambda look: self.told(seed, look))
+                        lambda look: self.told(seed, look),
+                        {"market": self._market.origin, "symbols": list(self._settings.symbols), SEEN: self._seen})
         last = self.last_checkpoint(seed)
         shutil.rmtree(last, ignore_errors=True)
         (scratch / LAST).rename(last)
@@ -211,12 +218,13 @@ class RlJob:
     def _bundle(self, actor: DeterministicActor, rows: JobRows, judged: Mapping[str, Any]) -> Bundle:
         settings, first = self._settings, next(iter(self.bars.values()))
         return actor_bundle(f"{settings.algo}_{self.key[:6]}", actor, rows.standard, settings.env.limits, {
-            "market": self._market.describe(), "symbols": list(settings.symbols), "code_version": self._code,
-            "retrain_rl": self.key, "algo": settings.algo, "size": settings.size, "costs": asdict(settings.env.costs),
+            "market": self._market.describe(), "origin": self._market.origin, "symbols": list(settings.symbols),
+            "code_version": self._code, "retrain_rl": self.key, "algo": settings.algo,
+            "size": settings.size, "costs": asdict(settings.env.costs),
             "env": {"episode_bars": settings.env.episode_bars, "drawdown_penalty": settings.env.drawdown_penalty,
                     "reward_clip": settings.env.reward_clip},
             "ranges": {name: {"from_ms": part.start_ms, "until_ms": part.stop_ms}
-                       for name, part in vars(rows.ranges).items()},
+                       for name, part in vars(rows.ranges).items()}, SEEN: dict(self._seen),
             "bars": {"from_ms": int(first.open_time_ms[0]), "until_ms": int(first.close_time_ms[-1]),
                      "each": len(first)},
             "loaded": "" if self._loaded is None else self._loaded.described, **judged})
@@ -233,6 +241,11 @@ def _raw(rows: JobRows, within: TimeRange) -> NDArray[np.float64]:
     required = [name not in DECISION_V1.may_be_missing for name in DECISION_V1.names]
     whole = whole[np.isfinite(whole[:, required]).all(axis=1)]
     return whole[np.linspace(0, len(whole) - 1, CHECKED_ROWS).astype(np.int64)]
+
+
+def _later(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """By name, the later of both times."""
+    return {name: max(times[name] for times in (one, other) if name in times) for name in {**one, **other}}
 
 
 def _told(trained: Trained, episodes: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 Ends with a code of `train.commands`: with --strict, the candidate must pass the judgement. The same command again goes
 on where it was, a training from its last look. --load goes on from the checkpoint of another job (weights, optimisers,
-remembered transitions), or from the actor of a bundle.
+remembered transitions), or from the actor of a bundle; one that has seen bars of the test range is refused.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _run(job: JobOptions, settings: RlSettings, loaded: Loaded | None, episodes:
     began = time.time_ns() // 1_000_000
     until_ms, why = seen_until(market, settings.symbols, door.status(), began)
     console.print(market.describe(), highlight=False, soft_wrap=True)
+    learning = settings_of(lambda: RlJob(market, job.repo(market), home, settings, until_ms, loaded, episodes,
+                                         Teller(console, settings).told))
     with ray_cluster():
-        learning = RlJob(market, job.repo(market), home, settings, until_ms, loaded, episodes,
-                         Teller(console, settings).told)
         console.print(f"bars up to {why}; {len(learning.finished_steps)} of {len(learning.steps)} steps are done; "
                       f"ALGO={settings.algo} SIZE={settings.size}, {settings.steps:,} steps, {updates_of(settings)}",
                       highlight=False, soft_wrap=True)

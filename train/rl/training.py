@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from train.rl.arrays import read_arrays, write_arrays
-from train.rl.checkpoint import about_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from train.rl.checkpoint import is_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from train.rl.evaluate import Act, play, serve, stretches_in
 from train.rl.experience import Experience
 from train.rl.export import actor_of
@@ -57,20 +58,23 @@ def figures_of(act: Act, market: list[MarketRows], within: TimeRange, settings: 
 
 
 def train(settings: RlSettings, folder: Path, seed: int, scratch: Path, prepared: Prepared,
-          told: Told = lambda look: None) -> Trained:
-    """folder: the job's steps, with its rows. scratch: what lets it go on after an interruption."""
+          told: Told = lambda look: None, about: Mapping[str, Any] = MappingProxyType({})) -> Trained:
+    """folder: the job's steps, with its rows. scratch: what lets it go on after an interruption. about: plain JSON that
+    its checkpoints say besides.
+    """
     from train.rl.algorithms import built, weights_of  # imports Ray, whose variables must be set before
 
     began, rows = time.perf_counter(), load_rows(folder)
     market, standard = rows.market, {"mean": rows.standard.mean, "scale": rows.standard.scale}
     last, looks = scratch / LAST, list[dict[str, Any]]()
-    if is_checkpoint(last):
-        looks = about_checkpoint(last)[LOOKS]
+    held = read_checkpoint(last) if is_checkpoint(last) else None
+    if held is not None:
+        looks = held.about[LOOKS]
     before = looks[-1]["steps"] if looks else 0
     algorithm = built(settings, folder, seed, before)
     try:
-        if looks:
-            load_checkpoint(last, algorithm)
+        if held is not None:
+            load_checkpoint(held, algorithm)
         prepared(algorithm, not looks)
         steps, each = before, max(1, settings.steps // settings.evaluations)
         while not _over(looks, steps, settings):
@@ -85,7 +89,8 @@ def train(settings: RlSettings, folder: Path, seed: int, scratch: Path, prepared
             looks.append(look)
             if look is max(looks, key=lambda one: (one["figure"], -one["steps"])):
                 write_arrays(scratch / BEST, module)
-            save_checkpoint(last, algorithm, {LOOKS: looks, "algo": settings.algo, "size": settings.size}, standard)
+            save_checkpoint(last, algorithm, {**about, LOOKS: looks, "algo": settings.algo, "size": settings.size},
+                            standard)
             told(look)
         return Trained(read_arrays(scratch / BEST), tuple(looks), steps, getattr(algorithm, "updates", None),
                        time.perf_counter() - began)

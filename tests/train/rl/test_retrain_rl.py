@@ -124,7 +124,20 @@ def test_it_goes_on_from_the_checkpoint_it_has_named(finished: tuple[Path, Resul
     further = run(home, "--load", str(checkpoint), "--keep-back")
     assert further.exit_code == 0, further.output
     assert "goes on from checkpoint" in further.output
-    assert read_bundle(home / "models" / "candidate_ppo.pt").manifest.trained_on["loaded"].startswith("checkpoint")
+    about = read_bundle(home / "models" / "candidate_ppo.pt").manifest.trained_on
+    assert about["loaded"].startswith("checkpoint")
+    assert about["seen_until_ms"] == {about["origin"]: about["ranges"]["validation"]["until_ms"]}
+
+
+def test_what_was_chosen_on_bars_of_the_test_range_is_refused_before_ray_starts(
+        finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, _ = finished
+    monkeypatch.setattr(retrain_rl, "ray_cluster", lambda: pytest.fail("Ray was started"))
+    with fake_hub(home, START_MS + 2_200 * MINUTE_MS) as hub:
+        for path in (next(home.glob("retrain_rl/*/train.7.last")), home / "models" / "candidate_ppo.pt"):
+            refused = run(home, "--load", str(path), "--keep-back", url=hub.url)
+            assert refused.exit_code == 2, refused.output
+            assert "it has seen this market until" in refused.output
 
 
 @pytest.mark.parametrize(("word", "arguments"), [

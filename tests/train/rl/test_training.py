@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from rl_rows import SYMBOLS, rows_folder
 
 from policies.actor import ActorLimits
 from policies.errors import BundleRefused, InvalidInput
-from train.rl.checkpoint import ARRAYS, load_checkpoint, module_state, save_checkpoint
+from train.rl.arrays import read_arrays, write_arrays
+from train.rl.checkpoint import ARRAYS, REMEMBERED, STATE, load_checkpoint, read_checkpoint, save_checkpoint
 from train.rl.env_settings import EnvSettings
 from train.rl.export import (
     CHECKED_ROWS,
@@ -24,7 +26,7 @@ from train.rl.export import (
     reference_actions,
     require_acts_as_trained,
 )
-from train.rl.loaded import opened
+from train.rl.loaded import ANY, SEEN, opened
 from train.rl.rows import load_rows
 from train.rl.settings import RlSettings
 from train.rl.training import BEST, LAST, remembers, train
@@ -51,7 +53,7 @@ def interrupted(folder: Path) -> tuple[Path, list[Mapping[str, Any]]]:
 
     scratch.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        train(PPO, folder, 1, scratch, lambda algorithm, begins: None, stop_at_two)
+        train(PPO, folder, 1, scratch, lambda algorithm, begins: None, stop_at_two, {SEEN: {"here": 5_000}})
     return scratch, told
 
 
@@ -69,7 +71,7 @@ def sac(folder: Path) -> Any:
 def test_a_training_that_was_interrupted_goes_on_from_its_last_look(folder: Path, interrupted: Any,
                                                                     tmp_path: Path) -> None:
     scratch, told = interrupted
-    before = module_state(scratch / LAST)
+    before = read_checkpoint(scratch / LAST).module
     begun: list[Any] = []
     trained = train(PPO, folder, 1, scratch, lambda algorithm, begins: begun.append(
         (begins, algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"])))
@@ -116,7 +118,9 @@ def test_a_restored_sac_is_the_one_that_was_saved_temperature_and_memory_too(fol
     assert not list(tmp_path.glob(".*"))
     again = built(SAC, folder, 2)
     try:
-        assert load_checkpoint(tmp_path / "it", again) == {"algo": "sac", "size": "small"}
+        found = read_checkpoint(tmp_path / "it")
+        assert found.about == {"algo": "sac", "size": "small"}
+        load_checkpoint(found, again)
         seen = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
         assert np.array_equal(reference_actions(again.get_module(), seen), reference_actions(sac.get_module(), seen))
         assert np.array_equal(actor_of(weights_of(again), "sac").act(seen), actor_of(weights_of(sac), "sac").act(seen))
@@ -146,7 +150,7 @@ def test_the_actor_of_a_bundle_can_be_learnt_on_from(folder: Path, interrupted: 
     from train.rl.algorithms import built, weights_of
 
     weights, rows = dict(np.load(interrupted[0] / BEST)), load_rows(folder)
-    bundle = actor_bundle("actor", actor_of(weights, "ppo"), rows.standard, ActorLimits(), {})
+    bundle = actor_bundle("actor", actor_of(weights, "ppo"), rows.standard, ActorLimits(), {SEEN: {"here": 5_000}})
     seen = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
     assert np.array_equal(actor_in(bundle).act(seen), actor_of(weights, "ppo").act(seen))
     from train.training_set import write_packed
@@ -154,6 +158,10 @@ def test_the_actor_of_a_bundle_can_be_learnt_on_from(folder: Path, interrupted: 
     write_packed(tmp_path / "actor.pt", bundle)
     loaded = opened(tmp_path / "actor.pt", PPO)
     assert loaded.standard.mean.tolist() == rows.standard.mean.tolist()
+    assert loaded.seen_until_ms == {"here": 5_000}
+    for other in (replace(PPO, size="full"), SAC):
+        with pytest.raises(InvalidInput, match=rf"ALGO={other.algo} SIZE={other.size}"):
+            opened(tmp_path / "actor.pt", other)
     algorithm = built(replace(PPO, seed=5), folder, 5)
     try:
         loaded.into(algorithm)
@@ -172,7 +180,7 @@ def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused
     with pytest.raises(InvalidInput, match="ALGO=sac"):
         opened(last, SAC)
     with pytest.raises(InvalidInput, match="same algorithm and size"):
-        load_checkpoint(last, sac)
+        load_checkpoint(read_checkpoint(last), sac)
     with pytest.raises(InvalidInput, match="folder of a checkpoint"):
         opened(tmp_path / "nothing", PPO)
     (tmp_path / "broken").mkdir()
@@ -180,6 +188,56 @@ def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused
     (tmp_path / "broken" / ARRAYS).write_bytes(b"no arrays")
     with pytest.raises(InvalidInput, match="a checkpoint of make retrain_rl"):
         opened(tmp_path / "broken", PPO)
+
+
+def test_what_has_seen_bars_of_the_test_range_cannot_be_gone_on_with(interrupted: Any) -> None:
+    loaded = opened(interrupted[0] / LAST, PPO)
+    loaded.require_unseen("here", 5_000)
+    loaded.require_unseen("elsewhere", 1)
+    with pytest.raises(InvalidInput, match=r"LOAD.*until 5000"):
+        loaded.require_unseen("here", 4_999)
+    with pytest.raises(InvalidInput, match=r"LOAD.*until 5000"):
+        replace(loaded, seen_until_ms={ANY: 5_000}).require_unseen("here", 4_999)
+
+
+def test_an_actor_says_what_it_has_seen_by_its_ranges_if_not_by_the_market(folder: Path, interrupted: Any,
+                                                                          tmp_path: Path) -> None:
+    from train.training_set import write_packed
+
+    actor, standard = actor_of(dict(np.load(interrupted[0] / BEST)), "ppo"), load_rows(folder).standard
+    for number, (about, seen) in enumerate((({"ranges": {"validation": {"until_ms": 7}}}, {ANY: 7}), ({}, None))):
+        path = tmp_path / f"{number}.pt"
+        write_packed(path, actor_bundle("actor", actor, standard, ActorLimits(), about))
+        if seen is None:
+            with pytest.raises(InvalidInput, match=r"LOAD.*which bars it has seen"):
+                opened(path, PPO)
+        else:
+            assert opened(path, PPO).seen_until_ms == seen
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_before_anything_begins(interrupted: Any, sac: Any,
+                                                                          tmp_path: Path) -> None:
+    def altered(name: str, about: Any = None, **changes: Any) -> Path:
+        shutil.copytree(interrupted[0] / LAST, tmp_path / name)
+        state = json.loads((tmp_path / name / STATE).read_bytes())
+        state["about"] = {**state["about"], **(about or {})}
+        (tmp_path / name / STATE).write_text(json.dumps(state))
+        arrays = {**read_arrays(tmp_path / name / ARRAYS), **changes}
+        write_arrays(tmp_path / name / ARRAYS, {key: values for key, values in arrays.items() if values is not None})
+        return tmp_path / name
+
+    weights = next(name for name in read_arrays(interrupted[0] / LAST / ARRAYS) if name.startswith("learner/rl_module"))
+    for path, said in ((altered("old", about={SEEN: None}), "which bars it has seen"),
+                       (altered("scale", **{"standard/scale": np.zeros(60)}), "scales above 0"),
+                       (altered("mean", **{"standard/mean": None}), "60 finite means"),
+                       (altered("weights", **{weights: None}), "whole checkpoint")):
+        with pytest.raises(InvalidInput, match=rf"LOAD.*{said}"):
+            opened(path, PPO)
+    save_checkpoint(tmp_path / "sac", sac, {"algo": "sac", "size": "small", SEEN: {}}, STANDARD)
+    assert opened(tmp_path / "sac", SAC).seen_until_ms == {}
+    (tmp_path / "sac" / REMEMBERED).unlink()
+    with pytest.raises(InvalidInput, match="LOAD"):
+        opened(tmp_path / "sac", SAC)
 
 
 def _leaves(tree: Any) -> Any:
