@@ -1,7 +1,7 @@
 """One training of one seed, in looks, between which it may be interrupted; the best on the validation range counts.
 
 At each look the deterministic actor plays the validation range, bar by bar and as it is served. Its figure is the mean
-of both net returns: the first is what is learnt and has less noise, the second is what a hub would do.
+of both net returns per symbol: the first is what is learnt and has less noise, the second is what a hub would do.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class Trained:
 
 
 def figures_of(act: Act, market: list[MarketRows], within: TimeRange, settings: RlSettings) -> Figures:
-    """Of one range, every bar and served, in percent of equity."""
+    """Of one range, every bar and served, in percent of equity. Played is the mean over symbols, served their sum;
+    `figure` weighs both alike, whatever the number of symbols.
+    """
     played = play(act, market, stretches_in(market, within, settings.env.episode_bars), settings.env).figures()
     served = serve(act, market, within, settings.env, settings.brackets).metrics()
-    return {"figure": (played["net_return_percent"] + served["net_return_percent"]) / 2.0,
+    return {"figure": (played["net_return_percent"] + served["net_return_percent"] / len(market)) / 2.0,
             **{f"played_{name}": value for name, value in played.items()},
             **{f"served_{name}": value for name, value in served.items()}}
 

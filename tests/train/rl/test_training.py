@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rl_rows import SYMBOLS, rows_folder
+from rl_rows import SYMBOLS, rows_folder, small_rows
 
 from policies.actor import ActorLimits
 from policies.errors import BundleRefused, InvalidInput
 from train.rl.arrays import read_arrays, write_arrays
 from train.rl.checkpoint import ARRAYS, REMEMBERED, STATE, load_checkpoint, read_checkpoint, save_checkpoint
 from train.rl.env_settings import EnvSettings
+from train.rl.evaluate import constant
 from train.rl.export import (
     CHECKED_ROWS,
     actor_bundle,
@@ -29,7 +30,7 @@ from train.rl.export import (
 from train.rl.loaded import ANY, SEEN, opened
 from train.rl.rows import load_rows
 from train.rl.settings import RlSettings
-from train.rl.training import BEST, LAST, remembers, train
+from train.rl.training import BEST, LAST, figures_of, remembers, train
 
 PPO = RlSettings(SYMBOLS, steps=12_000, evaluations=3, seed=1, env=EnvSettings(episode_bars=60))
 SAC = replace(PPO, algo="sac", steps=5_120, evaluations=1, steps_per_update=64)
@@ -188,6 +189,16 @@ def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused
     (tmp_path / "broken" / ARRAYS).write_bytes(b"no arrays")
     with pytest.raises(InvalidInput, match="a checkpoint of make retrain_rl"):
         opened(tmp_path / "broken", PPO)
+
+
+def test_what_chooses_weighs_playing_and_serving_alike_whatever_the_number_of_symbols() -> None:
+    rows = small_rows()
+    one, act = rows.market[0], constant(0.7, -0.6, -0.6)
+    twin = replace(one, bars=replace(one.bars, symbol="TWIN"))
+    alone, both = (figures_of(act, market, rows.ranges.validation, PPO) for market in ([one], [one, twin]))
+    assert both["served_net_return_percent"] == pytest.approx(2 * alone["served_net_return_percent"])
+    assert both["figure"] == pytest.approx(alone["figure"])
+    assert alone["served_net_return_percent"] != 0
 
 
 def test_what_has_seen_bars_of_the_test_range_cannot_be_gone_on_with(interrupted: Any) -> None:
