@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from train.retrain_sup import Board, main
 
 TINY = ["--market", "generated", "--generated-bars", "5000", "--coins", "BTC,ETH", "--window", "30", "--lookback",
         "3000", "--heads", "linear", "--trials", "1", "--folds", "1"]
+CLOCK_MS = START_MS + 4_000 * MINUTE_MS
 
 
 @pytest.fixture
@@ -36,13 +38,35 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command without Ray."""
-    monkeypatch.setattr(retrain_sup, "ray_cluster", lambda: nullcontext(1))
-    monkeypatch.setattr(retrain_sup, "RayPool", HerePool)
-    with without_ray():
+@contextmanager
+def without_a_cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched, without_ray():
+        patched.setattr(retrain_sup, "ray_cluster", lambda: nullcontext(1))
+        patched.setattr(retrain_sup, "RayPool", HerePool)
         yield
+
+
+@pytest.fixture
+def here() -> Iterator[None]:
+    """The command without Ray."""
+    with without_a_cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def searched_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the tiny search is over, for a hub whose clock stands at CLOCK_MS."""
+    home = tmp_path_factory.mktemp("searched") / "home"
+    with without_a_cluster(), fake_hub(home, CLOCK_MS) as hub:
+        assert run(home, "--keep-back", url=hub.url).exit_code == 0
+    return home
+
+
+@pytest.fixture
+def searched(searched_home: Path, home: Path) -> Path:
+    """A copy of it: how the command ends is left to do."""
+    shutil.copytree(searched_home, home)
+    return home
 
 
 def run(home: Path, *more: str, url: str | None = None) -> Result:
@@ -92,16 +116,16 @@ def test_if_no_head_that_was_asked_for_can_be_made_it_ends_with_1_and_hands_no_o
         raise MemoryError("no more trees")
 
     monkeypatch.setattr("train.catboost.CatBoostLearner.fit", dies)
-    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+    with fake_hub(home, CLOCK_MS) as hub:
         ended = run(home, "--heads", "catboost", url=hub.url)
         assert ended.exit_code == 1, ended.output
         assert "no more trees" in ended.output
         assert hub.asked == []
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("here", "searched")
 def test_strict_hands_nothing_over_that_did_not_pass(home: Path) -> None:
-    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+    with fake_hub(home, CLOCK_MS) as hub:
         ended = run(home, "--strict", url=hub.url)
         assert ended.exit_code == NOT_PASSED == 3, ended.output
         assert "did not pass" in ended.output
@@ -110,18 +134,18 @@ def test_strict_hands_nothing_over_that_did_not_pass(home: Path) -> None:
         assert [path for path, _ in hub.asked] == ["/v1/policies"]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("here", "searched")
 def test_what_is_kept_back_is_made_and_not_handed_over(home: Path) -> None:
-    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+    with fake_hub(home, CLOCK_MS) as hub:
         ended = run(home, "--keep-back", url=hub.url)
         assert ended.exit_code == 0, ended.output
         assert hub.asked == []
     assert (home / "models" / "candidate_linear.pt").exists()
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("here", "searched")
 def test_a_hub_that_refuses_ends_it_with_4_and_the_reason(home: Path) -> None:
-    with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
+    with fake_hub(home, CLOCK_MS) as hub:
         hub.answers["/v1/policies"] = 422, {"detail": "not sound"}
         ended = run(home, url=hub.url)
     assert ended.exit_code == REFUSED == 4
