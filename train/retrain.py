@@ -30,7 +30,6 @@ from policies.ensemble import make_ensemble
 from policies.keyed_random import generator
 from policies.learned_weights import learned_weights
 from train.candidates import Candidate, Retrained, plain, ranked
-from train.dataset import FeatureRows
 from train.examples import build_examples
 from train.intervals import BlockGrid
 from train.jobs import (
@@ -45,8 +44,8 @@ from train.jobs import (
     track_of_trades,
     trial_of,
 )
+from train.joined import Joined
 from train.judgement import Taken, judge, passes, taken_from
-from train.kept_bars import digests_of
 from train.mae_export import export_encoder
 from train.mae_report import reconstruction_report
 from train.mae_training import pretrain
@@ -58,7 +57,7 @@ from train.steps import Steps, key_of
 from train.supervised import ENSEMBLE, PLANS
 from train.sweep import FINISHED, SweepSettings, Trial, best_of
 from train.tracking import code_version
-from train.training_set import bars_until, bracket_name, joined_rows, keep_labels
+from train.training_set import bars_until, bracket_name, keep_labels
 from train.trials import End, Target, TrialBook
 from train.walk_forward import folds
 
@@ -79,12 +78,13 @@ class Retraining:
         self._market, self._repo, self._home = market, repo, home
         self._settings, self._pool, self.told = settings, pool, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
+        self._joined = Joined(market, repo, self._bars)
         self._code = code_version()
         self._failed: dict[str, str] = {}
 
     @cached_property
     def key(self) -> str:
-        return key_of(asdict(self._settings), self._code, self._market.origin, self._digest)
+        return key_of(asdict(self._settings), self._code, self._market.origin, self._joined.digest)
 
     @property
     def bars_of(self) -> dict[str, int]:
@@ -138,18 +138,6 @@ class Retraining:
     def _steps(self) -> Steps:
         return Steps(self._home / "retrain" / self.key)
 
-    @cached_property
-    def _joined(self) -> dict[str, FeatureRows]:
-        """Features at each bar's close. Joined anew by every search, in seconds: sentiment, funding or books may have
-        been added since, and the bars would not tell."""
-        self._repo.apply()
-        return joined_rows(self._market, self._repo, self._bars, lambda line: None)
-
-    @cached_property
-    def _digest(self) -> str:
-        """Of everything that is learnt from."""
-        return key_of(digests_of(self._bars), {symbol: rows.digest for symbol, rows in self._joined.items()})
-
     def _task(self) -> tuple[Task, Bundle | None]:
         settings = self._settings
         embargo_ms = (settings.brackets.horizon_bars + 1) * self._interval_ms
@@ -159,7 +147,7 @@ class Retraining:
                     settings.costs, BlockGrid(cuts[0].test_start_ms, cuts[-1].test_stop_ms,
                                               BLOCK_BARS * self._interval_ms),
                     Target(settings.symbols, self._interval_ms, settings.brackets, settings.costs, self._market.origin),
-                    settings.folds, embargo_ms, self._template(), self._digest, self._code)
+                    settings.folds, embargo_ms, self._template(), self._joined.digest, self._code)
         if not settings.embeds:
             return task, None
         embedder = self._embedder(cuts[0].test_start_ms)
@@ -172,7 +160,7 @@ class Retraining:
     def _rows(self) -> Material:
         if not self._steps.has(ROWS):
             settings = self._settings
-            examples = build_examples(self._bars, self._joined, DECISION_V1.names, DECISION_V1.may_be_missing,
+            examples = build_examples(self._bars, self._joined.rows, DECISION_V1.names, DECISION_V1.may_be_missing,
                                       settings.window_bars, settings.brackets, settings.costs)
             keep_labels(self._repo, examples.labels(), bracket_name(settings.brackets, settings.costs))
             keep_material(self._steps, ROWS, Material(examples, self._bars))

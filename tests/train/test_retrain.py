@@ -172,7 +172,7 @@ def test_features_that_were_added_beside_the_same_bars_make_another_search(plain
         return {symbol: replace(part, values=np.where(np.arange(part.values.shape[1]) == mood, 50.0, part.values))
                 for symbol, part in rows.items()}
 
-    monkeypatch.setattr("train.retrain.joined_rows", with_mood)
+    monkeypatch.setattr("train.joined.joined_rows", with_mood)
     after = retraining(plain_home, PLAIN)
     assert after.key != before
     assert after.finished_steps == ()

@@ -17,12 +17,12 @@ from train.bo.entries import SymbolSignals, keep_signals, load_signals, signals_
 from train.bo.judged import Judged, judge, start_of
 from train.bo.search import Problem, Search, searched
 from train.bo.settings import BoSettings
-from train.kept_bars import digests_of
+from train.joined import Joined
 from train.pool import Job, Pool
 from train.steps import Steps, key_of
 from train.sweep import search
 from train.tracking import code_version
-from train.training_set import bars_until, joined_rows
+from train.training_set import bars_until
 
 SIGNALS = "signals"
 Told = Callable[[str, int, int], None]  # (step, how many are done, of how many)
@@ -53,11 +53,12 @@ class Optimising:
     def __init__(self, market: Market, repo: FeatureRepo, home: Path, settings: BoSettings, until_ms: int | None,
                  pool: Pool, at_once: int = 2, search: Search = search,
                  told: Told = lambda step, done, of: None) -> None:
-        self._market, self._repo, self._settings, self._pool = market, repo, settings, pool
+        self._settings, self._pool = settings, pool
         self._at_once, self._search, self._told = at_once, search, told
         self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
+        self._joined = Joined(market, repo, self._bars)
         code = code_version()
-        self.key = key_of(asdict(settings), code, market.origin, digests_of(self._bars))
+        self.key = key_of(asdict(settings), code, market.origin, self._joined.digest)
         self._steps = Steps(home.resolve() / "bo" / self.key)  # workers have working folders of their own
         self._made = {"market": market.describe(), "symbols": list(settings.symbols), "code_version": code,
                       "job": self.key, "seed": settings.seed, "trials": settings.trials}
@@ -94,8 +95,7 @@ class Optimising:
 
     def _signals(self) -> dict[str, SymbolSignals]:
         if not self._steps.has(SIGNALS):
-            self._repo.apply()
-            rows = joined_rows(self._market, self._repo, self._bars, lambda line: None)
+            rows = self._joined.rows
             keep_signals(self._steps, SIGNALS, {symbol: signals_of(self._bars[symbol], rows[symbol], DECISION_V1.names)
                                                 for symbol in self._settings.symbols})
         self._told(SIGNALS, 0, 1)
