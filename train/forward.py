@@ -32,7 +32,7 @@ from train.dataset import FeatureRows
 from train.forward_figures import figures_of
 from train.forward_result import Demand, ForwardResult, ForwardSettings, Played, demands_of
 from train.signals import Signals, backtest_signals
-from train.training_set import joined_rows, window_rows
+from train.training_set import joined_rows, live_start_ms, window_rows
 
 ASKED_AGAIN = 200  # rows, backwards, for whether the answers are the same
 UNKNOWN_SHARE = 0.25  # of the bars, the last ones, for a candidate that does not say what it was made from
@@ -117,9 +117,7 @@ class ForwardTest:
 
     def _run(self, symbol: str, until_ms: int | None) -> tuple[Bars, int]:
         """Bars with enough of them before the first that is played, and that one's place, which may be their end."""
-        live = self._market.name == "hyperliquid" and until_ms is not None
-        start_ms = until_ms - 2 * HISTORY_BARS * MINUTE_MS if live and until_ms is not None else None
-        run = self._market.bars(symbol, start_ms=start_ms)
+        run = self._market.bars(symbol, start_ms=live_start_ms(self._market, until_ms, 2 * HISTORY_BARS))
         if until_ms is None:
             first = len(run) - int(UNKNOWN_SHARE * len(run))
         else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from feature_repo.features import BARS, DECISION_V1, MINUTE_MS
 from feature_repo.generated import GeneratedMarket
+from feature_repo.hyperliquid import PAGE_BARS
 from feature_repo.market import ChosenMarket, Market, choose_market
 from feature_repo.sources import FrameSource, gathered, sources_of
 from feature_repo.store import FeatureRepo, LabelRows
@@ -26,7 +27,9 @@ from policies.bundle import Bundle, pack_bundle
 from policies.errors import InvalidInput
 from policies.fills import Costs
 from train.dataset import Brackets, Dataset, FeatureRows, rows_by_symbol
+from train.seen import UNTIL_MS
 
+LIVE_BARS = PAGE_BARS - UNTIL_MS // MINUTE_MS  # before a floored time, that a live venue has for as long as it stands
 Progress = Callable[[str], None]
 
 
@@ -38,13 +41,23 @@ def open_market(kind: str, data_dir: str | None, symbols: Sequence[str], seed: i
     return choose_market(data_dir, None if kind == "auto" else kind, symbols=symbols, seed=seed)
 
 
+def live_start_ms(market: Market, until_ms: int | None, bars: int) -> int | None:
+    """Where to begin to ask for that many bars before until_ms; None: where the market begins, or no time is given.
+
+    A live market has no beginning: it holds its newest PAGE_BARS bars, and what lies before them slides away each
+    minute. A job's until_ms stands for UNTIL_MS of wall time, so at most LIVE_BARS before it are the same bars all
+    along, and an interrupted search finds its steps again.
+    """
+    if market.name != "hyperliquid" or until_ms is None:
+        return None
+    return until_ms - min(bars, LIVE_BARS) * MINUTE_MS
+
+
 def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
-    """The last `lookback_bars` bars of each symbol; none that closes after until_ms (None: to the end)."""
-    bars = {}
+    """The last `lookback_bars` bars of each symbol, of a live market LIVE_BARS at most; none that closes after until_ms
+    (None: to the end)."""
+    bars, start_ms = {}, live_start_ms(market, until_ms, lookback_bars)
     for symbol in symbols:
-        # A live market has no beginning: what is asked for without a start would be another stretch each minute.
-        live = market.name == "hyperliquid" and until_ms is not None
-        start_ms = until_ms - lookback_bars * MINUTE_MS if live and until_ms is not None else None
         run = market.bars(symbol, start_ms=start_ms, stop_ms=until_ms)
         if until_ms is not None:
             run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))

@@ -12,14 +12,18 @@ from plain_bundles import momentum_bundle
 from small_search import BARS, SYMBOLS, GarbledMarket, garbled, market, repo_of
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
-from feature_repo.generated import START_MS
+from feature_repo.generated import START_MS, GeneratedMarket
+from feature_repo.hyperliquid import PAGE_BARS
 from feature_repo.transforms import LOOKBACK_BARS, compute_features
 from policies.bars import Bars
 from policies.bundle import read_bundle
 from policies.errors import InvalidInput
 from policies.fills import Costs
 from train.dataset import Brackets, FeatureRows, build_dataset
+from train.kept_bars import digests_of
+from train.seen import UNTIL_MS
 from train.training_set import (
+    LIVE_BARS,
     bars_until,
     bracket_name,
     joined_rows,
@@ -96,6 +100,31 @@ def test_no_bar_closes_after_the_given_time_and_the_latest_that_does_not_is_ther
 def test_without_a_time_the_last_bars_are_taken() -> None:
     found = bars_until(market(), SYMBOLS, None, 300)
     assert {int(bars.close_time_ms[-1]) for bars in found.values()} == {START_MS + BARS * MINUTE_MS}
+
+
+class LiveMarket:
+    """What Hyperliquid has at now_ms: its newest PAGE_BARS closed bars."""
+
+    name, origin, folder, symbols = "hyperliquid", "hyperliquid", None, SYMBOLS
+
+    def __init__(self, now_ms: int) -> None:
+        self._closed_ms, self._of = now_ms // MINUTE_MS * MINUTE_MS, GeneratedMarket(3, 1.0, SYMBOLS, 8_000)
+
+    def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
+        oldest_ms = self._closed_ms - PAGE_BARS * MINUTE_MS
+        return self._of.bars(symbol, max(oldest_ms, start_ms or 0), min(self._closed_ms, stop_ms or self._closed_ms))
+
+    def describe(self) -> str:
+        return "live"
+
+
+@pytest.mark.parametrize("lookback", [3_000, 25_200])
+def test_a_live_markets_bars_are_the_same_for_as_long_as_their_end_stands(lookback: int) -> None:
+    until_ms = (START_MS + 6_000 * MINUTE_MS) // UNTIL_MS * UNTIL_MS
+    found = [bars_until(LiveMarket(until_ms + later_ms), SYMBOLS, until_ms, lookback)
+             for later_ms in (0, MINUTE_MS, UNTIL_MS - 1)]
+    assert {len(bars) for each in found for bars in each.values()} == {min(lookback, LIVE_BARS)}
+    assert digests_of(found[0]) == digests_of(found[1]) == digests_of(found[2])
 
 
 def test_too_little_history_is_refused() -> None:
