@@ -3,6 +3,11 @@
 A symbol may have several runs that do not follow each other, on several venues. A market serves one run of each symbol:
 the longest one, or, when symbols are asked for together, the runs of one venue that overlap longest, because a book of
 several symbols must be replayed on one time line. Funding comes from `<SYMBOL>_funding_<interval>_<start>_<end>` files.
+
+What is traded are perpetuals, and on bars without funding a short is judged as if it were free of it. So runs with
+funding come before longer ones without, such as of a spot market. Only where they are shorter than ENOUGH_BARS, less
+than a search asks for, the longer ones are taken, and `describe` says that they have no funding. Who wants others names
+the venue, or a folder that holds nothing else.
 """
 
 from __future__ import annotations
@@ -25,24 +30,27 @@ from policies.errors import InvalidInput, UnknownEntity
 
 BAR_COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 RUN_NAME = re.compile(r"^(?P<symbol>[A-Za-z0-9]+)_1m_\w+\.(parquet|csv)$")
+ENOUGH_BARS = 42_000  # of which 60 % are for training: the 25,200 that a search looks at when nobody says how many
 FUNDING_NAME = re.compile(r"^(?P<symbol>[A-Za-z0-9]+)_funding_\w+\.(parquet|csv)$")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file of minutes. Open times in [start_ms, stop_ms)."""
+    """One file of minutes. Open times in [start_ms, stop_ms). funded: whether funding of that time lies beside it."""
 
     venue: str
     symbol: str
     path: Path
     start_ms: int
     stop_ms: int
+    funded: bool
 
 
 class FileMarket:
     """Minutes of `folder`. venue: only that one. symbols: serve these, from runs of one venue that overlap longest.
 
-    Without symbols, each symbol that the folder holds is served from its longest run.
+    Without symbols, each symbol that the folder holds is served from its longest run. Runs with funding come first if
+    they are long enough.
     """
 
     name = "files"
@@ -81,8 +89,7 @@ class FileMarket:
         return start_ms, stop_ms
 
     def describe(self) -> str:
-        served = ", ".join(f"{s} {self._runs[s].venue} {_day(self._runs[s].start_ms)}..{_day(self._runs[s].stop_ms)}"
-                           for s in self.symbols)
+        served = ", ".join(_described(symbol, self._runs[symbol]) for symbol in self.symbols)
         return f"recorded one-minute bars: {served}"
 
 
@@ -99,9 +106,17 @@ def _runs(folder: Path, venue: str | None) -> list[Run]:
     for path in sorted(folder.glob(f"{venue or '*'}/*")):
         match = RUN_NAME.match(path.name)
         if match:
-            start_ms, stop_ms = _extent(path)
-            runs.append(Run(path.parent.name, symbol_of(match["symbol"]), path, start_ms, stop_ms))
+            symbol, (start_ms, stop_ms) = symbol_of(match["symbol"]), _extent(path)
+            settled = [_extent(file) for file in _funding_files(path.parent, symbol)]
+            funded = any(first_ms < stop_ms and end_ms > start_ms for first_ms, end_ms in settled)
+            runs.append(Run(path.parent.name, symbol, path, start_ms, stop_ms, funded))
     return runs
+
+
+def _funding_files(venue: Path, symbol: str) -> list[Path]:
+    """Sorted by name."""
+    named = ((path, FUNDING_NAME.match(path.name)) for path in sorted(venue.iterdir()))
+    return [path for path, match in named if match and symbol_of(match["symbol"]) == symbol]
 
 
 def _extent(path: Path) -> tuple[int, int]:
@@ -128,24 +143,31 @@ def _extent_of_statistics(path: Path) -> tuple[int, int] | None:
 
 
 def _longest_each(runs: list[Run]) -> dict[str, Run]:
-    ordered = sorted(runs, key=lambda run: (run.start_ms - run.stop_ms, str(run.path)))
+    ordered = sorted(runs, key=lambda run: (*_order([run]), str(run.path)))
     return {run.symbol: run for run in reversed(ordered)}
 
 
 def _chosen_together(runs: list[Run], symbols: Sequence[str]) -> dict[str, Run]:
-    """One run per symbol, all of one venue, with the longest common stretch; ties by path."""
-    best: tuple[int, str, dict[str, Run]] | None = None
+    """One run per symbol, all of one venue, first by `_order`; ties by path."""
+    best: tuple[tuple[bool, int, str], dict[str, Run]] | None = None
     for venue in sorted({run.venue for run in runs}):
         by_symbol = [[r for r in runs if r.venue == venue and r.symbol == symbol] for symbol in symbols]
         for choice in itertools.product(*by_symbol):
             start_ms, stop_ms = _overlap(choice)
-            key = (start_ms - stop_ms, str(choice[0].path))
-            if stop_ms > start_ms and (best is None or key < best[:2]):
-                best = (*key, dict(zip(symbols, choice, strict=True)))
+            key = (*_order(choice), str(choice[0].path))
+            if stop_ms > start_ms and (best is None or key < best[0]):
+                best = key, dict(zip(symbols, choice, strict=True))
     if best is None:
         held = sorted({f"{run.venue}/{run.symbol}" for run in runs})
         raise InvalidInput("market.symbols", "recorded together by one venue", list(symbols), f"there are {held}")
-    return best[2]
+    return best[1]
+
+
+def _order(runs: Sequence[Run]) -> tuple[bool, int]:
+    """Less for what is rather served: with funding and long enough first, then by the length that all have."""
+    start_ms, stop_ms = _overlap(runs)
+    enough = stop_ms - start_ms >= ENOUGH_BARS * MINUTE_MS
+    return not (enough and all(run.funded for run in runs)), start_ms - stop_ms
 
 
 def _overlap(runs: Sequence[Run]) -> tuple[int, int]:
@@ -170,10 +192,7 @@ def _funding(run: Run, times: NDArray[np.int64]) -> NDArray[np.float64] | None:
     """
     rates = np.zeros(len(times))
     found = False
-    for path in sorted(run.path.parent.iterdir()):
-        match = FUNDING_NAME.match(path.name)
-        if not match or symbol_of(match["symbol"]) != run.symbol:
-            continue
+    for path in _funding_files(run.path.parent, run.symbol):
         table = read_table(path, ("timestamp", "funding_rate"))
         settled = times_of(path, table) // MINUTE_MS * MINUTE_MS
         values = numbers_of(path, table, "funding_rate", least=-1.0, above=True)
@@ -182,6 +201,11 @@ def _funding(run: Run, times: NDArray[np.int64]) -> NDArray[np.float64] | None:
         rates[places[within]] = values[within]
         found |= bool(within.any())
     return rates if found else None
+
+
+def _described(symbol: str, run: Run) -> str:
+    return (f"{symbol} {run.venue} {_day(run.start_ms)}..{_day(run.stop_ms)}"
+            + ("" if run.funded else " (no funding)"))
 
 
 def _day(time_ms: int) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_repo.features import BARS, DECISION_V1, MINUTE_MS
+from feature_repo.features import BARS, DECISION_V1, FUNDING, MINUTE_MS
+from feature_repo.feeds.events import MarketUnavailable
 from feature_repo.generated import GeneratedMarket
 from feature_repo.hyperliquid import PAGE_BARS
 from feature_repo.market import ChosenMarket, Market, choose_market
@@ -55,10 +56,10 @@ def live_start_ms(market: Market, until_ms: int | None, bars: int) -> int | None
 
 def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
     """The last `lookback_bars` bars of each symbol, of a live market LIVE_BARS at most; none that closes after until_ms
-    (None: to the end)."""
+    (None: to the end). MarketUnavailable while a live market does not tell its funding."""
     bars, start_ms = {}, live_start_ms(market, until_ms, lookback_bars)
     for symbol in symbols:
-        run = market.bars(symbol, start_ms=start_ms, stop_ms=until_ms)
+        run = funded(market, market.bars(symbol, start_ms=start_ms, stop_ms=until_ms))
         if until_ms is not None:
             run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
         if len(run) < 2 * LOOKBACK_BARS:
@@ -67,12 +68,22 @@ def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, loo
     return bars
 
 
+def funded(market: Market, bars: Bars) -> Bars:
+    """The bars of a market; MarketUnavailable if it is live and their funding could not be had.
+
+    It always has some. Without it a short would be judged as if it were free of funding, and nothing would tell.
+    """
+    if market.name == "hyperliquid" and bars.funding_rate is None:
+        raise MarketUnavailable(f"Hyperliquid did not tell the funding of {bars.symbol}; try again in a minute")
+    return bars
+
+
 def joined_rows(market: Market, repo: FeatureRepo, bars: Mapping[str, Bars],
                 progress: Progress) -> dict[str, FeatureRows]:
     """For each bar that has features, everything that was known at its close, by the feature repo's join."""
     rows = {}
     for symbol, run in bars.items():
-        rows[symbol] = _joined(repo, sources_of(market), run)
+        rows[symbol] = _joined(repo, sources_of(market), funded(market, run))
         progress(f"features: {symbol}, {len(rows[symbol])} rows joined point in time")
     return rows
 
@@ -122,6 +133,9 @@ def write_packed(path: Path, bundle: Bundle) -> None:
 def _joined(repo: FeatureRepo, sources: Sequence[FrameSource], run: Bars) -> FeatureRows:
     start_ms, stop_ms = int(run.open_time_ms[0]), int(run.close_time_ms[-1])
     frames = gathered(sources, run.symbol, start_ms, stop_ms)
+    if run.funding_rate is not None and run.funding_rate.any() and not len(frames.get(FUNDING, ())):
+        # A live market is asked again for these, further back: it may not answer now.
+        raise MarketUnavailable(f"the funding of {run.symbol} was told before and is not now; try again in a minute")
     for frame in frames.values():
         if len(frame):
             repo.append(run.symbol, frame, time.time_ns() // 1_000_000)

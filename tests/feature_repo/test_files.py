@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feature_repo.files import FileMarket, symbol_of
+from feature_repo.files import ENOUGH_BARS, FileMarket, symbol_of
 from policies.errors import InvalidInput, UnknownEntity
 
 MINUTE = 60_000
@@ -89,6 +89,34 @@ def test_funding_falls_into_the_bar_of_its_minute(tmp_path: Path) -> None:
 
 def test_venue_without_funding_has_none(recorded: Path) -> None:
     assert FileMarket(recorded).bars("BTC").funding_rate is None
+
+
+def settle(folder: Path, symbol: str, bars: int) -> None:
+    """Funding of a venue in MAY, every eight hours."""
+    times = pd.to_datetime(np.arange(MAY, MAY + bars * MINUTE, 480 * MINUTE), unit="ms", utc=True)
+    record(folder, f"{symbol}_funding_8h_a_b.parquet", pd.DataFrame({"timestamp": times, "funding_rate": 1e-4}))
+
+
+@pytest.mark.parametrize("symbols", [None, ("BTC",), ("BTC", "SOL")])
+@pytest.mark.parametrize(("bars", "venue"), [(ENOUGH_BARS, "perp"), (ENOUGH_BARS - 1, "spot")])
+def test_bars_that_know_their_funding_come_before_longer_ones_if_they_are_enough(
+        tmp_path: Path, symbols: tuple[str, ...] | None, bars: int, venue: str) -> None:
+    for name in ("BTC", "SOL"):
+        record(tmp_path, f"spot/{name}USDT_1m_a_b.parquet", table(MAY, ENOUGH_BARS + 100))
+        record(tmp_path, f"perp/{name}_1m_a_b.parquet", table(MAY, bars))
+        settle(tmp_path / "perp", name, bars)
+    market = FileMarket(tmp_path, symbols=symbols)
+    assert market.run("BTC").venue == venue
+    assert (market.bars("BTC").funding_rate is not None) == (venue == "perp")
+    assert FileMarket(tmp_path, "spot", symbols).run("BTC").venue == "spot"
+
+
+def test_a_market_without_funding_says_so(tmp_path: Path) -> None:
+    for name in ("BTC", "SOL"):
+        record(tmp_path, f"perp/{name}_1m_a_b.parquet", table(MAY, 900))
+    settle(tmp_path / "perp", "SOL", 900)
+    days = "perp 2025-05-01..2025-05-01"
+    assert FileMarket(tmp_path).describe() == f"recorded one-minute bars: BTC {days} (no funding), SOL {days}"
 
 
 @pytest.mark.parametrize("as_text", [True, False])

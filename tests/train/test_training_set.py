@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from plain_bundles import momentum_bundle
 from small_search import BARS, SYMBOLS, GarbledMarket, garbled, market, repo_of
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
+from feature_repo.feeds.events import MarketUnavailable
 from feature_repo.generated import START_MS, GeneratedMarket
 from feature_repo.hyperliquid import PAGE_BARS
 from feature_repo.transforms import LOOKBACK_BARS, compute_features
@@ -103,16 +105,19 @@ def test_without_a_time_the_last_bars_are_taken() -> None:
 
 
 class LiveMarket:
-    """What Hyperliquid has at now_ms: its newest PAGE_BARS closed bars."""
+    """What Hyperliquid has at now_ms: its newest PAGE_BARS closed bars. tells: of how many answers it tells funding."""
 
     name, origin, folder, symbols = "hyperliquid", "hyperliquid", None, SYMBOLS
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, tells: int = 1_000) -> None:
         self._closed_ms, self._of = now_ms // MINUTE_MS * MINUTE_MS, GeneratedMarket(3, 1.0, SYMBOLS, 8_000)
+        self._tells = tells
 
     def bars(self, symbol: str, start_ms: int | None = None, stop_ms: int | None = None) -> Bars:
         oldest_ms = self._closed_ms - PAGE_BARS * MINUTE_MS
-        return self._of.bars(symbol, max(oldest_ms, start_ms or 0), min(self._closed_ms, stop_ms or self._closed_ms))
+        bars = self._of.bars(symbol, max(oldest_ms, start_ms or 0), min(self._closed_ms, stop_ms or self._closed_ms))
+        self._tells -= 1
+        return bars if self._tells >= 0 else replace(bars, funding_rate=None)
 
     def describe(self) -> str:
         return "live"
@@ -125,6 +130,17 @@ def test_a_live_markets_bars_are_the_same_for_as_long_as_their_end_stands(lookba
              for later_ms in (0, MINUTE_MS, UNTIL_MS - 1)]
     assert {len(bars) for each in found for bars in each.values()} == {min(lookback, LIVE_BARS)}
     assert digests_of(found[0]) == digests_of(found[1]) == digests_of(found[2])
+
+
+def test_nothing_is_made_of_live_bars_without_their_funding(tmp_path: Path) -> None:
+    until_ms = START_MS + 6_000 * MINUTE_MS
+    with pytest.raises(MarketUnavailable, match="ETH"):
+        bars_until(LiveMarket(until_ms, tells=1), SYMBOLS, until_ms, 3_000)
+    silent = LiveMarket(until_ms, tells=1)
+    bars = bars_until(silent, ("BTC",), until_ms, 300)
+    for run in (bars, {"BTC": silent.bars("BTC")}):
+        with pytest.raises(MarketUnavailable, match="BTC"):
+            joined_rows(silent, repo_of(tmp_path, silent.origin), run, lambda line: None)
 
 
 def test_too_little_history_is_refused() -> None:
