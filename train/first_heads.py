@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from feature_repo.definitions import LABEL_NAMES
 from feature_repo.features import DECISION_V1
 from feature_repo.market import Market
 from feature_repo.store import OFFLINE_ONLY, FeatureRepo
+from policies.bars import Bars
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.checks import require_sound
 from policies.errors import HubError
@@ -48,6 +49,7 @@ from train.training_set import (
     bracket_name,
     joined_rows,
     keep_labels,
+    span_of,
     thinned,
     write_packed,
 )
@@ -83,7 +85,7 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
     bars = bars_until(market, symbols or market.symbols, until_ms, settings.lookback_bars)
     repo.apply()
     rows = joined_rows(market, repo, bars, progress)
-    template = _template(market, list(bars), settings)
+    template = _template(market, bars, settings)
     required = np.array([name not in template.optional_features for name in template.features])
     dataset = build_dataset(bars, thinned(rows, settings.training_rows), required, settings.brackets, settings.costs)
     progress(f"dataset: {len(dataset)} rows; short, flat, long: "
@@ -136,14 +138,15 @@ def _since(rows: FeatureRows, start_ms: int) -> FeatureRows:
     return FeatureRows(rows.event_time_ms[first:], rows.values[first:])
 
 
-def _template(market: Market, symbols: list[str], settings: FirstHeadsSettings) -> Manifest:
-    """What both manifests share, in the kind that needs no files."""
+def _template(market: Market, bars: Mapping[str, Bars], settings: FirstHeadsSettings) -> Manifest:
+    """What both manifests share, in the kind that needs no files. All bars are named, those of the backtest too."""
     return Manifest(
         kind="momentum_rule", alias="template", features=DECISION_V1.names, feature_service=DECISION_V1.name,
         required_groups=DECISION_V1.required_groups, optional_groups=DECISION_V1.optional_groups,
         optional_features=DECISION_V1.may_be_missing,
-        trained_on={"market": market.describe(), "symbols": symbols, "code_version": code_version(),
-                    "lookback_bars": settings.lookback_bars, "costs": asdict(settings.costs)})
+        trained_on={"market": market.describe(), "symbols": list(bars), "code_version": code_version(),
+                    "lookback_bars": settings.lookback_bars, "costs": asdict(settings.costs),
+                    "bars": span_of(bars)})
 
 
 def _momentum_bundle(template: Manifest, settings: FirstHeadsSettings) -> Bundle:

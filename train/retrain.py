@@ -57,7 +57,7 @@ from train.steps import Steps, key_of
 from train.supervised import ENSEMBLE, PLANS
 from train.sweep import FINISHED, SweepSettings, Trial, best_of
 from train.tracking import code_version
-from train.training_set import bars_until, bracket_name, keep_labels
+from train.training_set import bars_until, bracket_name, keep_labels, span_of
 from train.trials import End, Target, TrialBook
 from train.walk_forward import folds
 
@@ -196,8 +196,7 @@ class Retraining:
             optional_features=DECISION_V1.may_be_missing, files={"model.onnx": "0" * 64},
             trained_on={"market": self._market.describe(), "symbols": list(settings.symbols),
                         "code_version": self._code, "retraining": self.key, "costs": asdict(settings.costs),
-                        "bars": {"from_ms": int(first.open_time_ms[0]), "until_ms": int(first.close_time_ms[-1]),
-                                 "each": len(first)}})
+                        "bars": {**span_of(self._bars), "each": len(first)}})
 
     # -- what is computed elsewhere ---------------------------------------------------------------------------------
 

@@ -68,6 +68,12 @@ def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, loo
     return bars
 
 
+def span_of(bars: Mapping[str, Bars]) -> dict[str, int]:
+    """{from_ms, until_ms} of everything that these bars tell of, for a manifest: a forward test begins after it."""
+    return {"from_ms": min(int(run.open_time_ms[0]) for run in bars.values()),
+            "until_ms": max(int(run.close_time_ms[-1]) for run in bars.values())}
+
+
 def funded(market: Market, bars: Bars) -> Bars:
     """The bars of a market; MarketUnavailable if it is live and their funding could not be had.
 

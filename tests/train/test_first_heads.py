@@ -16,6 +16,7 @@ from policies.bars import Bars
 from policies.bundle import Bundle, read_bundle
 from train.catboost import CatBoostSettings
 from train.first_heads import FirstHeadsSettings, main, packed_path, train_first_heads
+from train.forward import trained_until_ms
 
 UNTIL_MS = START_MS + 4_000 * MINUTE_MS
 SETTINGS = FirstHeadsSettings(lookback_bars=4_000, training_rows=3_000,
@@ -60,6 +61,11 @@ def test_baseline_and_trained_head_come_out_packed(training: Training) -> None:
 def test_no_bar_after_the_given_time_is_seen(training: Training) -> None:
     assert training.latest_ms <= UNTIL_MS
     assert training.bundles[1].manifest.trained_on["validation"]["until_ms"] < UNTIL_MS
+
+
+def test_a_forward_test_begins_after_every_bar_that_labels_and_the_backtest_saw(training: Training) -> None:
+    assert [trained_until_ms(bundle) for bundle in training.bundles] == [UNTIL_MS, UNTIL_MS]
+    assert training.bundles[1].manifest.trained_on["bars"] == {"from_ms": START_MS, "until_ms": UNTIL_MS}
 
 
 def test_each_head_is_logged_with_its_backtest_and_its_bundle(training: Training) -> None:

@@ -31,6 +31,7 @@ from train.training_set import (
     joined_rows,
     keep_labels,
     open_market,
+    span_of,
     thinned,
     window_rows,
     write_packed,
@@ -130,6 +131,11 @@ def test_a_live_markets_bars_are_the_same_for_as_long_as_their_end_stands(lookba
              for later_ms in (0, MINUTE_MS, UNTIL_MS - 1)]
     assert {len(bars) for each in found for bars in each.values()} == {min(lookback, LIVE_BARS)}
     assert digests_of(found[0]) == digests_of(found[1]) == digests_of(found[2])
+
+
+def test_a_span_is_from_the_earliest_to_the_latest_bar_of_any_symbol() -> None:
+    bars = {"BTC": market(100).bars("BTC", START_MS + 5 * MINUTE_MS), "ETH": market(100).bars("ETH").slice(0, 90)}
+    assert span_of(bars) == {"from_ms": START_MS, "until_ms": START_MS + 100 * MINUTE_MS}
 
 
 def test_nothing_is_made_of_live_bars_without_their_funding(tmp_path: Path) -> None:
