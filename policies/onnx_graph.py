@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from policies.errors import BundleRefused
@@ -23,6 +24,7 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 PROBABILITIES, EMBEDDING, ACTIONS = "probabilities", "embedding", "action"
 MAX_NODES = 20_000
 MAX_TENSOR_NUMBERS = 2**24  # of one tensor: 64 MiB of float32
+OTHER_FORMAT, OTHER_FORMAT_AT = b"ORTM", 4  # by this mark ONNX Runtime knows its own format, which is not looked into
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
                     "Bernoulli"})
 OPERATORS_UNSERVED = frozenset({"ImageDecoder", "StringSplit", "StringConcat", "RegexFullMatch", "StringNormalizer",
@@ -31,6 +33,9 @@ OPERATORS_UNSERVED = frozenset({"ImageDecoder", "StringSplit", "StringConcat", "
 
 def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES) -> None:
     """BundleRefused unless the graph takes float32 (rows, width) and answers float32 `output`, and is closed."""
+    if content[OTHER_FORMAT_AT:].startswith(OTHER_FORMAT):
+        raise BundleRefused(f"not only an ONNX graph: its bytes carry the mark of another format, "
+                            f"{OTHER_FORMAT.decode()}")
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError, RecursionError) as error:
@@ -50,6 +55,10 @@ def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES
 
 
 def _require_standard(model: ModelProto) -> None:
+    unknown = sorted({field.field_number for field in UnknownFieldSet(model)})
+    if unknown:
+        raise BundleRefused(f"the ONNX model holds fields that ONNX does not know, number "
+                            f"{', '.join(map(str, unknown[:5]))}")
     foreign = sorted({entry.domain for entry in [*model.opset_import, *model.graph.node]} - DOMAINS)
     if foreign:
         raise BundleRefused(f"the ONNX graph uses operators of {', '.join(foreign)!r:.200}; only the standard ones are "

@@ -22,6 +22,8 @@ class OnnxFunction:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what fails is raised; nothing else is worth a line of the log
+        # Left to guess, it takes bytes with a certain mark for a format of its own, which nobody has looked into.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base class

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from ort_polyglot import polyglot
 from small_models import (
     actor_bundle,
     actor_tensors,
@@ -33,6 +34,9 @@ def hostile_weights(width: int, code: bytes) -> Iterator[Weights]:
     yield from _pickles(code)
     for name, model, why, says in [*_open_graphs(width), *_faulty_graphs(width)]:
         yield f"onnx_{name}", "onnx_classifier", "model.onnx", model.SerializeToString(), why, says
+    two_in_one = polyglot(linear_classifier(width), answering_by_chance(width))
+    yield "onnx_polyglot", "onnx_classifier", "model.onnx", two_in_one, \
+        "a closed graph, and another one that ONNX Runtime would find first", "another format"
     for name, content, why, says in _tensors(width):
         yield f"tensors_{name}", "linear_softmax", "weights.safetensors", content, why, says
     for name, content, why, says in _trees(width):
@@ -105,8 +109,7 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
         model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
         yield f"{name}_weight", model, f"a weight that is {value}", "weights that are not finite"
 
-    noise = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["noisy"])]
-    yield "by_chance", with_steps_before(linear_classifier(width), noise, "noisy"), "noise in every answer", "by chance"
+    yield "by_chance", answering_by_chance(width), "noise in every answer", "by chance"
 
     steps = [helper.make_node("Sub", ["most", "x"], ["left"]), helper.make_node("Sqrt", ["left"], ["root"]),
              helper.make_node("Mul", ["root", "zero"], ["nothing"]), helper.make_node("Add", ["x", "nothing"], ["y"])]
@@ -128,6 +131,11 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
     yield "slow", burdened(linear_classifier(width), 1_400, 8), "a fifth of a second for a row", "too slow"
     yield "memory", burdened(linear_classifier(width), 2**15, 0), "gigabytes for a row", "onnx_memory failed"
     yield "endless", burdened(linear_classifier(width), 3_000, 1_000), "minutes for a row", "canary that loaded it"
+
+
+def answering_by_chance(width: int) -> ModelProto:
+    noise = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["noisy"])]
+    return with_steps_before(linear_classifier(width), noise, "noisy")
 
 
 def hostile_actors(code: bytes, features: tuple[str, ...]) -> Iterator[tuple[str, Bundle, str, str]]:
