@@ -2,33 +2,56 @@
 rows in, rows out.
 
 A graph is plain numbers and operators, but it may name files to read weights from, libraries' own operators, loops, or
-operators that draw at random. None of them is needed to answer a row, so each is refused.
+operators that draw at random. None of them is needed to answer a row: only the operators in OPERATORS are served.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
-from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from policies.errors import BundleRefused
 from policies.manifest import one_line
+from policies.onnx_division import require_no_whole_division
 from policies.onnx_sizes import require_fixed_sizes
 
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+ALSO_STANDARD = "ai.onnx"  # another name of the domain ""
+DOMAINS = frozenset({"", ALSO_STANDARD, "ai.onnx.ml"})
 PROBABILITIES, EMBEDDING, ACTIONS = "probabilities", "embedding", "action"
 MAX_NODES = 20_000
 MAX_TENSOR_NUMBERS = 2**24  # of one tensor: 64 MiB of float32
 OTHER_FORMAT, OTHER_FORMAT_AT = b"ORTM", 4  # by this mark ONNX Runtime knows its own format, which is not looked into
-RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-                    "Bernoulli"})
-OPERATORS_UNSERVED = frozenset({"ImageDecoder", "StringSplit", "StringConcat", "RegexFullMatch", "StringNormalizer",
-                                "TfIdfVectorizer", "Scan", "Loop", "If", "SequenceMap"})
+# What answers a row: the same numbers for the same row, in time and memory that follow from shapes alone. Operators
+# that draw at random, handle text, sequences, images or sound, search for as many results as they find, or walk over
+# regions that the fed numbers name, are not here; nor is what a newer library brings, until somebody has looked at it.
+_STANDARD = """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh Ceil Clip Cos Cosh Div Equal Erf Exp Floor Greater GreaterOrEqual
+    IsInf IsNaN Less LessOrEqual Log Max Mean Min Mod Mul Neg Not Or Pow Reciprocal Round Sign Sin Sinh Sqrt Sub Sum
+    Tan Tanh Where Xor
+    Conv ConvInteger ConvTranspose Einsum Gemm MatMul MatMulInteger QLinearConv QLinearMatMul
+    AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool
+    BatchNormalization GroupNormalization InstanceNormalization LRN LayerNormalization LpNormalization
+    MeanVarianceNormalization RMSNormalization
+    ArgMax ArgMin CumSum ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum ReduceSumSquare TopK
+    Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather GatherElements GatherND Identity OneHot
+    Pad Range Reshape ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Trilu
+    Unsqueeze
+    Celu Elu Gelu HardSigmoid HardSwish Hardmax LeakyRelu LogSoftmax Mish PRelu Relu Selu Shrink Sigmoid Softmax
+    Softplus Softsign Swish ThresholdedRelu
+    Cast CastLike DequantizeLinear DynamicQuantizeLinear QuantizeLinear
+    GRU LSTM RNN"""
+_ML = """
+    ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LinearClassifier LinearRegressor Normalizer OneHotEncoder
+    Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor"""
+OPERATORS: Mapping[str, frozenset[str]] = {"": frozenset(_STANDARD.split()), "ai.onnx.ml": frozenset(_ML.split())}
+MOST_NAMED = 12  # operators, in the refusal of another
 
 
 def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES) -> None:
@@ -51,7 +74,9 @@ def require_closed_graph(content: bytes, width: int, output: str = PROBABILITIES
     for tensor in _tensors(model):
         _require_finite(tensor)
     _require_signature(model, width, output)
-    require_fixed_sizes(model.graph.node, [value.name for value in model.graph.input])
+    fed = [value.name for value in model.graph.input]
+    require_fixed_sizes(model.graph.node, fed)
+    require_no_whole_division(model, fed)
 
 
 def _require_standard(model: ModelProto) -> None:
@@ -74,14 +99,19 @@ def _require_plain_nodes(model: ModelProto) -> None:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.g.node or a.graphs
                for a in node.attribute):
             raise BundleRefused(f"the ONNX graph branches or loops ({node.op_type:.50})")
-        if node.op_type in RANDOM:
-            raise BundleRefused(f"the ONNX graph answers by chance ({node.op_type})")
-        if node.op_type in OPERATORS_UNSERVED:
-            raise BundleRefused(f"the ONNX graph does more than arithmetic ({node.op_type})")
+        _require_served(node)
         for attribute in node.attribute:
             if not all(map(math.isfinite, (attribute.f, *attribute.floats))):
                 raise BundleRefused(f"the ONNX graph holds a number that is not finite: {attribute.name:.50} of "
                                     f"{node.op_type:.50}")
+
+
+def _require_served(node: NodeProto) -> None:
+    served = OPERATORS["" if node.domain == ALSO_STANDARD else node.domain]
+    if node.op_type not in served:
+        named = ", ".join(sorted(served)[:MOST_NAMED])
+        raise BundleRefused(f"the ONNX graph uses {node.op_type!r:.50}, which is not among the {len(served)} operators "
+                            f"that are served: {named} and others of deterministic arithmetic")
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:

@@ -13,15 +13,12 @@ from onnx import NodeProto
 
 from policies.errors import BundleRefused
 
-# Places of an operator's inputs whose values decide how large an output is, in any version of the operator, read off
-# the operators' documentation at https://onnx.ai/onnx/operators. Those of which every input does are in SIZED_BY_ALL.
+# Places of a served operator's inputs whose values decide how large an output is or how far the operator looks, in any
+# version of it, read off the operators' documentation at https://onnx.ai/onnx/operators.
 SIZED_BY: Mapping[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,),
-    "DFT": (1, 2), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,),
-    "OneHot": (1,), "Pad": (1, 3), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3), "SequenceAt": (1,),
-    "SequenceErase": (1,), "SequenceInsert": (2,), "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,),
-    "Squeeze": (1,), "Tile": (1, 2), "TopK": (1,), "Unsqueeze": (1,), "Upsample": (1,)}
-SIZED_BY_ALL = frozenset({"Compress", "MelWeightMatrix", "NonMaxSuppression", "NonZero", "Range", "Unique"})
+    "ConstantOfShape": (0,), "CumSum": (1,), "Expand": (1,), "GRU": (4,), "LSTM": (4,), "OneHot": (1,), "Pad": (1, 3),
+    "RNN": (4,), "Range": (0, 1, 2), "Reshape": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,),
+    "Tile": (1, 2), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,)}
 REDUCTIONS = "Reduce"  # of such an operator the second input names the axes that vanish
 SHAPES = frozenset({"Shape", "Size"})  # what they answer does not depend on the numbers
 
@@ -31,18 +28,22 @@ def require_fixed_sizes(nodes: Iterable[NodeProto], fed: Sequence[str]) -> None:
 
     nodes: each after those whose outputs it reads.
     """
-    following = set(fed)  # tensors whose numbers depend on what is fed
-    for node in nodes:
+    for node, following in fed_inputs(nodes, fed):
         if not following.isdisjoint(_sizing_inputs(node)):
             raise BundleRefused(f"the ONNX graph has the numbers that it is fed decide a size ({node.op_type:.50})")
-        if node.op_type not in SHAPES and not following.isdisjoint(node.input):
+
+
+def fed_inputs(nodes: Iterable[NodeProto], fed: Sequence[str]) -> Iterator[tuple[NodeProto, set[str]]]:
+    """Each node, with the inputs whose numbers depend on those of `fed`."""
+    following = set(fed)
+    for node in nodes:
+        found = following.intersection(node.input)
+        yield node, found
+        if found and node.op_type not in SHAPES:
             following.update(filter(None, node.output))
 
 
 def _sizing_inputs(node: NodeProto) -> Iterator[str]:
-    if node.op_type in SIZED_BY_ALL:
-        yield from node.input
-        return
     places = (1,) if node.op_type.startswith(REDUCTIONS) else SIZED_BY.get(node.op_type, ())
     for place in places:
         if place < len(node.input):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from hostile_graphs import answering_by_chance, beyond_trigger
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ort_polyglot import polyglot
 from small_models import (
@@ -109,12 +110,14 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
         model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
         yield f"{name}_weight", model, f"a weight that is {value}", "weights that are not finite"
 
-    yield "by_chance", answering_by_chance(width), "noise in every answer", "by chance"
+    yield "by_chance", answering_by_chance(width), "noise in every answer", "uses 'RandomNormalLike'"
 
     steps = [helper.make_node("Sub", ["most", "x"], ["left"]), helper.make_node("Sqrt", ["left"], ["root"]),
              helper.make_node("Mul", ["root", "zero"], ["nothing"]), helper.make_node("Add", ["x", "nothing"], ["y"])]
     model = with_steps_before(linear_classifier(width), steps, "y", most=np.float32(3.5), zero=np.float32(0))
     yield "nan_on_some_rows", model, "NaN where a feature is above 3.5", "failed on a vector that it should answer"
+
+    yield from beyond_trigger(width)
 
     model = linear_classifier(width)
     model.graph.node[-1].CopyFrom(helper.make_node("Sigmoid", ["scores"], ["probabilities"]))
@@ -131,11 +134,6 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
     yield "slow", burdened(linear_classifier(width), 1_400, 8), "a fifth of a second for a row", "too slow"
     yield "memory", burdened(linear_classifier(width), 2**15, 0), "gigabytes for a row", "onnx_memory failed"
     yield "endless", burdened(linear_classifier(width), 3_000, 1_000), "minutes for a row", "canary that loaded it"
-
-
-def answering_by_chance(width: int) -> ModelProto:
-    noise = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["noisy"])]
-    return with_steps_before(linear_classifier(width), noise, "noisy")
 
 
 def hostile_actors(code: bytes, features: tuple[str, ...]) -> Iterator[tuple[str, Bundle, str, str]]:

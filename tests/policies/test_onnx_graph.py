@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import onnx.defs
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from policies.errors import BundleRefused
-from policies.onnx_graph import EMBEDDING, MAX_NODES, require_closed_graph
+from policies.onnx_graph import DOMAINS, EMBEDDING, MAX_NODES, OPERATORS, require_closed_graph
 
 
 def external(model: ModelProto) -> None:
@@ -95,7 +96,7 @@ def sparse_nan(model: ModelProto) -> None:
 @pytest.mark.parametrize(("change", "reason"), [
     (external, "outside its file"), (external_in_attribute, "outside its file"), (foreign_operator, "com.evil"),
     (foreign_import, "com.evil"), (loop, "loops"), (other_width, "promises float32 rows x 4"),
-    (no_probabilities, "probabilities"), (broken, "not valid"), (by_chance, "by chance"), (too_many_nodes, "nodes"),
+    (no_probabilities, "probabilities"), (broken, "not valid"), (by_chance, "uses 'Random"), (too_many_nodes, "nodes"),
     (giant, "declares a tensor"), (nan_weight, "not finite"), (infinite_constant, "not finite"),
     (infinite_attribute, "not finite"), (functions, "functions"), (two_inputs, "2 inputs"), (sparse_nan, "not finite")])
 def test_an_open_or_odd_onnx_graph_is_refused(onnx_model: ModelProto, change: Callable[[ModelProto], None],
@@ -115,3 +116,31 @@ def test_bytes_that_are_no_graph_are_refused(raw: bytes) -> None:
 def test_the_output_that_is_asked_for_must_be_there(onnx_model: ModelProto) -> None:
     with pytest.raises(BundleRefused, match="no float32 output `embedding`"):
         require_closed_graph(onnx_model.SerializeToString(), 4, EMBEDDING)
+
+
+UNSERVED = ["Dropout", "RoiAlign", "Resize", "Multinomial", "NonZero", "Unique", "NonMaxSuppression", "StringConcat",
+            "TfIdfVectorizer", "Scan", "SequenceConstruct", "Attention", "GridSample", "NoSuchOperator"]
+
+
+@pytest.mark.parametrize("operator", UNSERVED)
+def test_an_operator_that_is_not_on_the_list_is_named_with_some_that_are(onnx_model: ModelProto,
+                                                                         operator: str) -> None:
+    onnx_model.graph.node.append(helper.make_node(operator, ["b"], ["unused"]))
+    with pytest.raises(BundleRefused, match=f"uses '{operator}', which is not among .* served: Abs, Acos, Acosh"):
+        require_closed_graph(onnx_model.SerializeToString(), 4)
+
+
+def test_an_operator_is_served_in_its_own_domain_only(onnx_model: ModelProto) -> None:
+    onnx_model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    onnx_model.graph.node[2].domain = "ai.onnx.ml"
+    with pytest.raises(BundleRefused, match=r"uses 'Softmax', which is not among .* served: ArrayFeatureExtractor"):
+        require_closed_graph(onnx_model.SerializeToString(), 4)
+
+
+def test_no_operator_that_the_standard_calls_random_is_on_the_list() -> None:
+    chance = onnx.defs.OpSchema.NodeDeterminism.NonDeterministic
+    random = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()
+              if schema.node_determinism == chance}
+    assert {("", "Dropout"), ("", "RandomNormal")} <= random
+    assert random.isdisjoint((domain, name) for domain, names in OPERATORS.items() for name in names)
+    assert OPERATORS.keys() < DOMAINS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
-from hostile_weights import answering_by_chance
+from hostile_graphs import answering_by_chance
 from ort_polyglot import polyglot
 from small_models import linear_classifier
 
