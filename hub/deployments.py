@@ -68,6 +68,9 @@ class _HeadShell:
     async def load(self, policy_id: str) -> None:
         await asyncio.to_thread(self._rack.load, policy_id)  # others are asked meanwhile
 
+    async def forget(self, policy_id: str) -> None:
+        self._rack.forget(policy_id)
+
     async def check_health(self) -> None:
         """Called by Serve on the event loop that answers proposals: a stalled loop is not healthy."""
 
@@ -153,7 +156,17 @@ class ServeHeads:
         return {policy_id: found[policy_id] for policy_id in ask}
 
     async def load(self, policy_id: str) -> None:
-        await asyncio.gather(*(handle.load.remote(policy_id) for handle in self._handles))
+        """Whatever happens to it in one process, it has ended in the other, so that `forget` leaves nothing."""
+        ended = await asyncio.gather(*(handle.load.remote(policy_id) for handle in self._handles),
+                                     return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                cause = getattr(error, "cause", None)  # Ray's errors hold that of the process
+                raise cause if isinstance(cause, Exception) else error
+
+    async def forget(self, policy_id: str) -> None:
+        """A process that is away has forgotten it: it will load what the ledger knows."""
+        await asyncio.gather(*(handle.forget.remote(policy_id) for handle in self._handles), return_exceptions=True)
 
     async def _ask(self, call: Coalescer[Any, Any], policy_ids: list[str], context: Context,
                    deadline_s: float) -> dict[str, Answer]:

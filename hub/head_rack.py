@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from feature_repo.features import ARRAYS, DECISION_V1, MARKET_EMBEDDING
 from policies.bundle import Manifest
-from policies.errors import BundleRefused, HubError
+from policies.errors import BundleRefused, HubError, InvalidInput
 from policies.head import Policy
 from policies.heads import load_head
 from policies.loader import Canary, require_still_sound
@@ -16,6 +16,21 @@ from policies.registry import PolicyFolder
 from policies.types import NO_EMBEDDING, Context, Proposal
 
 NOT_LOADED = "is not loaded here yet"
+
+
+class HeadsUnavailable(HubError):
+    """A process of heads is away, or failed at something that says nothing of the candidate, which can come again."""
+
+    code = "heads_unavailable"
+
+
+def judged(error: Exception) -> HubError:
+    """What it means for a candidate that a process of heads could not load it: refused, or not judged."""
+    if isinstance(error, BundleRefused | InvalidInput):
+        return error
+    if isinstance(error, MemoryError):
+        return BundleRefused("a process of heads has no room for it beside those that it serves")
+    return HeadsUnavailable(f"a process of heads did not load it ({type(error).__name__})")
 
 
 class HeadRack:
@@ -50,6 +65,11 @@ class HeadRack:
         self._heads[policy_id] = head
         self._refused.pop(policy_id, None)
         return head
+
+    def forget(self, policy_id: str) -> None:
+        """Let go of a candidate that was refused elsewhere, and of its memory. One that is not held is no error."""
+        self._heads.pop(policy_id, None)
+        self._refused.pop(policy_id, None)
 
     def load_new(self, policy_ids: Iterable[str]) -> None:
         """Load what has not been tried yet. What cannot be loaded is in `refused`."""

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from hub.embedding_commands import EmbeddingInUse
+from hub.head_rack import HeadsUnavailable
 from hub.registration import BodyTooLarge, RegistrationBusy
 from hub.webhook import NotSigned
 from policies.artefacts import ArtefactsUnavailable
@@ -24,8 +25,8 @@ from policies.errors import (
 )
 
 STATUS_OF = {InvalidInput: 422, ContentConflict: 422, UnknownEntity: 404, BundleRefused: 422, WriterUnavailable: 503,
-             LedgerCorrupt: 503, BodyTooLarge: 413, RegistrationBusy: 503, ArtefactsUnavailable: 503, NotSigned: 401,
-             EmbeddingInUse: 409}
+             LedgerCorrupt: 503, BodyTooLarge: 413, RegistrationBusy: 503, ArtefactsUnavailable: 503,
+             HeadsUnavailable: 503, NotSigned: 401, EmbeddingInUse: 409}
 
 
 def problem(status_code: int, code: str, detail: str, **more: Any) -> Response:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from hub.config import HubConfig
+from hub.head_rack import HeadsUnavailable
 from hub.home import Home
 from hub.intake import Asked, Taken
 from hub.service import HubService
@@ -237,7 +238,12 @@ class Registrar:
                     return await self._stored(taken, source, actor)
                 return await self.service.register(taken.policy_id, taken.alias, dict(taken.manifest), actor)
             except (BundleRefused, InvalidInput) as refusal:
-                await self._record(taken, str(refusal), source, actor, refusal_key)
+                try:
+                    await self._record(taken, str(refusal), source, actor, refusal_key)
+                finally:
+                    await self._discard(taken.policy_id)
+                raise
+            except HeadsUnavailable:  # not judged, so not recorded: it can come again
                 await self._discard(taken.policy_id)
                 raise
 
@@ -267,8 +273,9 @@ class Registrar:
         self.service.catch_up()
 
     async def _discard(self, policy_id: str) -> None:
-        """What was stored but cannot be served is nobody's."""
+        """What was stored but cannot be served is nobody's: neither on disk nor in the memory of those that serve."""
         if policy_id and policy_id not in self.service.state.heads:
+            await self.service.forget(policy_id)
             await asyncio.to_thread(shutil.rmtree, Path(self._asked.policies) / policy_id, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ from hub.config import ServerConfig
 from hub.decide import Answer, Features
 from hub.embedding_commands import Embedders, EmbeddingCommands
 from hub.fitness import arrays_wanted
+from hub.head_rack import judged
 from hub.param_commands import ParamCommands
 from hub.rl_use import RlCommands
 from hub.scores import SENTIMENT, with_scores
@@ -49,6 +50,10 @@ class Heads(Protocol):
     async def propose(self, ask: dict[str, Role], context: Context, deadline_s: float) -> dict[str, Answer]: ...
 
     async def load(self, policy_id: str) -> None: ...
+
+    async def forget(self, policy_id: str) -> None:
+        """Never raises: what cannot be reached holds nothing."""
+        ...
 
 
 class Writer(Protocol):
@@ -283,12 +288,22 @@ class HubService:
 
     async def register(self, policy_id: str, alias: str, manifest: dict[str, Any],
                        actor: str = "ops") -> dict[str, Any]:
-        """Register a bundle that is stored already. Both serving processes must be able to open it first."""
-        await self._heads.load(policy_id)
+        """Register a bundle that is stored already. Both serving processes must be able to open it first.
+
+        BundleRefused where they can't, HeadsUnavailable where they don't answer.
+        """
+        try:
+            await self._heads.load(policy_id)
+        except Exception as error:  # of another process: whatever it or the way to it raises
+            raise judged(error) from error
         answer = await self.writer.register({"policy_id": policy_id, "alias": alias, "manifest": manifest,
                                              "actor": actor}, self.clock.now_ms())
         self.catch_up()
         return {**answer, "policy_id": policy_id, "alias": alias}
+
+    async def forget(self, policy_id: str) -> None:
+        """Have no process of heads hold a candidate that did not become a policy."""
+        await self._heads.forget(policy_id)
 
     async def observe(self, what: str, detail: dict[str, Any], key: str | None,
                       policy_id: str | None = None) -> dict[str, Any]:

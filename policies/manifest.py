@@ -30,6 +30,8 @@ MAX_PARAMETER = 1e15
 MAX_FEATURES = 4_096
 MAX_ARRAY = 65_536  # numbers of one array group
 MAX_EMBEDDING = 4_096
+WHOLE_NUMBERS = range(-2**63, 2**64)  # that the ledger can record
+MAX_DEPTH = 64  # of objects and lists in one another; every reader of the ledger takes more
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -167,10 +169,24 @@ def _check_mappings(manifest: Manifest) -> None:
         require_plain_name(name)
         if not is_sha256(sha256):
             raise BundleRefused(f"manifest.files.{name} must be a SHA-256 in hex")
+    _check_recordable(manifest.trained_on)
     try:
         manifest.canonical_json()
     except (ValueError, TypeError, RecursionError) as error:
         raise BundleRefused(f"manifest must be finite plain JSON: {one_line(error)}") from error
+
+
+def _check_recordable(trained_on: Mapping[str, Any]) -> None:
+    """Whole numbers and depth that a row of the ledger can have: what it refuses, both serving processes had opened."""
+    level: list[Any] = [trained_on]
+    for _ in range(MAX_DEPTH):
+        parts = [part for value in level for part in (value.values() if isinstance(value, Mapping) else value)]
+        if any(isinstance(part, int) and part not in WHOLE_NUMBERS for part in parts):
+            raise BundleRefused("manifest.trained_on holds a whole number beyond 64 bits")
+        level = [part for part in parts if isinstance(part, Mapping | list | tuple)]
+        if not level:
+            return
+    raise BundleRefused(f"manifest.trained_on is nested deeper than the {MAX_DEPTH} levels that are recorded")
 
 
 def _check_arrays(manifest: Manifest) -> None:

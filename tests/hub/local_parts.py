@@ -92,6 +92,9 @@ class LocalHeads:
     async def load(self, policy_id: str) -> None:
         self._rack.load(policy_id)
 
+    async def forget(self, policy_id: str) -> None:
+        self._rack.forget(policy_id)
+
 
 class LocalWriter:
     """The sentry without Ray. Settable: `away`, and `before_commit`: run once between the heads and the commit."""

@@ -12,12 +12,28 @@ import pytest
 from policies.bundle import Bundle
 from policies.errors import BundleRefused
 from policies.manifest import Manifest
+from sentry.ledger import encoded
 
 Build = Callable[..., Bundle]
 
 
 def with_changes(bundle: Bundle, **changes: object) -> bytes:
     return json.dumps({**json.loads(bundle.manifest.canonical_json()), **changes}).encode()
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """An object in which one is in another, this many in all."""
+    values: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        values = {"a": values}
+    return values
+
+
+def test_what_is_as_large_and_deep_as_the_ledger_takes_is_no_reason_to_refuse(onnx_bundle: Build) -> None:
+    for trained_on in ({"seed": 2**64 - 1, "least": -2**63}, nested(64), {"a": [[True, None, "x", 1.5]]}):
+        manifest = Manifest.from_json(with_changes(onnx_bundle(), trained_on=trained_on))
+        assert json.loads(encoded({"manifest": json.loads(manifest.canonical_json())}))["manifest"]["trained_on"] == \
+            trained_on
 
 
 def test_the_id_of_a_policy_without_arrays_is_what_it_always_was(momentum_bundle: Build) -> None:
@@ -81,7 +97,10 @@ def test_an_array_group_that_is_not_required_is_refused() -> None:
     ({"inputs": {"momentum": {}}}, "not in its list"), ({"parameters": {"leverage": float("nan")}}, "finite"),
     ({"parameters": {"leverage": float("inf")}}, "finite"), ({"parameters": {"leverage": 10**400}}, "finite"),
     ({"parameters": {"leverage": True}}, "finite"), ({"parameters": {"leverage": "5"}}, "finite"),
-    ({"trained_on": {"loss": float("nan")}}, "plain JSON"), ({"trained_on": []}, "object"),
+    ({"trained_on": {"loss": float("nan")}}, "plain JSON"), ({"trained_on": {"seed": 2**64}}, "beyond 64 bits"),
+    ({"trained_on": {"a": [{"seed": -2**63 - 1}]}}, "beyond 64 bits"),
+    ({"trained_on": nested(65)}, "deeper than the 64 levels"), ({"trained_on": nested(900)}, "deeper than the 64"),
+    ({"trained_on": []}, "object"),
     ({"files": {"../x": "0" * 64}}, "without folders"), ({"files": {"model.onnx": "abc"}}, "SHA-256"),
     ({"arrays": []}, "object"),
 ])
