@@ -59,26 +59,41 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
     return isinstance(mode, str) and not WRITING.isdisjoint(mode)
 
 
-def examine(content: bytes, latency_limit_ms: float) -> str:
-    """Why this packed bundle is refused, "" if it is sound."""
+def examine(content: bytes, latency_limit_ms: float, most_growth_bytes: int) -> str:
+    """Why this packed bundle is refused, "" if it is sound.
+
+    How much memory it holds is asked when it has answered: a few bytes can ask for much when they are opened, and what
+    an answer needs is kept for the next one.
+    """
     from policies.bundle import read_bundle
     from policies.checks import check_encoder, check_policy, refuse_unless_sound
     from policies.errors import HubError
     from policies.heads import load_head
     from policies.manifest import WINDOW_ENCODER
 
+    before = _resident_bytes()
     try:
         bundle = read_bundle(content)
         if bundle.manifest.kind == WINDOW_ENCODER:
-            findings = check_encoder(_encoder(bundle), latency_limit_ms)
+            opened = _encoder(bundle)
+            findings = check_encoder(opened, latency_limit_ms)
         else:
-            findings = check_policy(load_head(bundle), None, latency_limit_ms)
+            opened = load_head(bundle)
+            findings = check_policy(opened, None, latency_limit_ms)
+        grown = _resident_bytes() - before  # while `opened` is there
         refuse_unless_sound(bundle.policy_id, findings)
     except HubError as error:
         return str(error)
     except MemoryError:
         return "it needs more memory than a policy may have"
+    if grown > most_growth_bytes:
+        return f"it holds {grown >> 20} MiB of memory when it is open; at most {most_growth_bytes >> 20} MiB are served"
     return ""
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _encoder(bundle: Any) -> Any:
@@ -91,13 +106,13 @@ def _encoder(bundle: Any) -> Any:
 
 
 def main(limits: str) -> int:
-    """limits: JSON with memory_bytes, cpu_s, latency_ms. 0 when an answer was printed, whatever it says."""
+    """limits: JSON with memory_bytes, cpu_s, latency_ms, growth_bytes. 0 when an answer was printed, whatever it says."""
     values = json.loads(limits)
     shut_in(values["memory_bytes"], values["cpu_s"])
     content = sys.stdin.buffer.read()
     forbid_effects()
     try:
-        refused = examine(content, values["latency_ms"])
+        refused = examine(content, values["latency_ms"], values["growth_bytes"])
     except Exception as error:  # a fault that no reader of bundles foresaw is a reason to refuse, not to crash
         refused = " ".join(f"{type(error).__name__}: {error!s:.300}".split())
     sys.stdout.write(json.dumps({"refused": refused}))

@@ -22,11 +22,17 @@ LIBRARIES = ("numpy", "onnx", "onnxruntime", "catboost", "safetensors")
 @dataclass(frozen=True)
 class CanaryLimits:
     """timeout_s: from start to end, by the wall; cpu_s: of computing. memory_bytes: of address space, libraries
-    included. latency_ms: that 95 % of the answers must be given within; infinite: any time will do."""
+    included. growth_bytes: of memory that is held once the bundle is open and has answered. latency_ms: that 95 % of
+    the answers must be given within; infinite: any time will do.
+
+    What is held is eight times what the largest bundle has on disk; an honest one of that size holds half of it. A
+    process of heads may grow by 8 GiB (`hub.deployments`), so sixteen of the most greedy fit into it.
+    """
 
     timeout_s: Annotated[float, Gt(0)] = 60.0
     cpu_s: Annotated[int, Interval(ge=1, le=600)] = 30
     memory_bytes: Annotated[int, Interval(ge=2**29, le=2**36)] = 2 * 2**30
+    growth_bytes: Annotated[int, Interval(ge=2**26, le=2**36)] = 2**29
     latency_ms: Annotated[float, Gt(0)] = 50.0
 
 

@@ -35,6 +35,18 @@ def beyond_trigger(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
     yield "division_on_some_rows", model, "a division that ends the process for some rows", "divides whole numbers"
 
 
+def holding(mebibytes: int, width: int) -> ModelProto:
+    """A graph of a few hundred bytes that keeps this much memory, made once, when it is opened."""
+    steps = [helper.make_node("ConstantOfShape", ["count"], ["kept"]),
+             helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+             helper.make_node("Greater", ["top", "million"], ["go"]),
+             helper.make_node("Cast", ["go"], ["place"], to=TensorProto.INT64),
+             helper.make_node("Gather", ["kept", "place"], ["nothing"]),
+             helper.make_node("Add", ["x", "nothing"], ["y"])]
+    return with_steps_before(linear_classifier(width), steps, "y", million=np.float32(1e6),
+                             count=np.array([mebibytes * 2**18]))
+
+
 # The least whole number of 64 bits, which has no positive counterpart: divided by -1 it ends a process.
 DIVIDED = {"least": np.array(-2**63), "nothing": np.float32(0), "minus_two": np.array(-2), "plain": np.array(1)}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from hostile_graphs import answering_by_chance, beyond_trigger
+from hostile_graphs import answering_by_chance, beyond_trigger, holding
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ort_polyglot import polyglot
 from small_models import (
@@ -133,6 +133,7 @@ def _faulty_graphs(width: int) -> Iterator[tuple[str, ModelProto, str, str]]:
 
     yield "slow", burdened(linear_classifier(width), 1_400, 8), "a fifth of a second for a row", "too slow"
     yield "memory", burdened(linear_classifier(width), 2**15, 0), "gigabytes for a row", "onnx_memory failed"
+    yield "folded", holding(1_024, width), "a gibibyte out of nothing", "MiB of memory when it is open"
     yield "endless", burdened(linear_classifier(width), 3_000, 1_000), "minutes for a row", "canary that loaded it"
 
 

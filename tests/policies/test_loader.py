@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hostile_graphs import holding
 from onnx import ModelProto, TensorProto, helper
-from small_models import burdened
+from small_models import burdened, linear_classifier, with_steps_before
 from waiting import eventually
 
 from policies import loader, sound_marks
@@ -135,6 +137,16 @@ def test_a_graph_that_needs_more_memory_than_allowed_is_refused(onnx_bundle: Bui
     needy = onnx_bundle(burdened(onnx_model, 9_000, 0))  # 309 MiB, twice
     with pytest.raises(BundleRefused, match=r"(?i)alloc|memory|crashed"):
         run_canary(needy, CanaryLimits(memory_bytes=2**29, latency_ms=60_000.0))
+
+
+def test_a_few_bytes_that_keep_much_memory_are_refused_and_a_large_honest_bundle_is_not(onnx_bundle: Build) -> None:
+    greedy = onnx_bundle(holding(600, 4))
+    assert len(greedy.files["model.onnx"]) < 1_000
+    with pytest.raises(BundleRefused, match=r"holds 6\d\d MiB of memory when it is open; at most 512 MiB are served"):
+        run_canary(greedy)
+    half = np.zeros((4, 15 * 2**17), np.float32)  # 30 MiB
+    steps = [helper.make_node("MatMul", ["x", "into"], ["many"]), helper.make_node("MatMul", ["many", "back"], ["y"])]
+    run_canary(onnx_bundle(with_steps_before(linear_classifier(4), steps, "y", into=half, back=half.T.copy())))
 
 
 def test_a_graph_that_computes_without_end_is_refused(onnx_bundle: Build, onnx_model: ModelProto) -> None:
