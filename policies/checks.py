@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -226,20 +225,31 @@ def _check_at_once(head: Policy, rows: Rows, limit_ms: float, timer: Callable[[]
 
 def _check_latency(calls: Sequence[Callable[[], object]], limit_ms: float, timer: Callable[[], float],
                    percent: int = 95) -> list[str]:
+    """The figure of a row is the better of two. Nobody is asked on once the limit cannot be met, nor once one row is over
+    it and all of them together have had the time that all may take: on a busy machine, the rest would take minutes."""
     if math.isinf(limit_ms):
         return []
-    taken_ms = []
+    forgiven = len(calls) - 1 - (len(calls) - 1) * percent // 100  # rows that may be over the limit
+    patience_ms, taken_ms, beyond = 2 * len(calls) * limit_ms, [], 0
     for call in calls:
-        times = [timer()]
-        for _ in range(2):
-            call()
-            times.append(timer())
-        taken_ms.append(1_000.0 * min(later - earlier for earlier, later in pairwise(times)))
+        times_ms = [_timed_ms(call, timer) for _ in range(2)]
+        taken_ms.append(min(times_ms))
+        patience_ms -= sum(times_ms)
+        beyond += not taken_ms[-1] <= limit_ms
+        if beyond > forgiven or (taken_ms[-1] > limit_ms and patience_ms < 0):
+            return [f"answers too slowly: {percent} % of {len(calls)} rows must be answered within {limit_ms:g} ms, and "
+                    f"{beyond} of the first {len(taken_ms)} were not, the last in {taken_ms[-1]:.1f} ms"]
     most_ms = float(np.percentile(taken_ms, percent))
     if most_ms <= limit_ms:
         return []
     return [f"answers too slowly: {percent} % of {len(calls)} rows within {most_ms:.1f} ms, "
             f"allowed are {limit_ms:g} ms"]
+
+
+def _timed_ms(call: Callable[[], object], timer: Callable[[], float]) -> float:
+    started = timer()
+    call()
+    return 1_000.0 * (timer() - started)
 
 
 def _asked(head: Policy, row: Rows) -> Callable[[], object]:
