@@ -1,7 +1,7 @@
 """What a candidate must pass before the hub knows it, in a process of its own with a lower priority.
 
-`python -m hub.intake REQUEST` takes an `Asked` as JSON, reads an upload from its standard input, and answers with a
-`Taken` as one line of JSON. So whatever a candidate is, the process that answers decisions never opens it, and neither
+`python -m hub.intake REQUEST` takes an `Asked` as JSON, reads an upload from its standard input, and answers with two
+lines: the SHA-256 of what was read, as soon as it is, and a `Taken` as JSON. So whatever a candidate is, the process that answers decisions never opens it, and neither
 its interpreter nor its memory is held up by one.
 """
 
@@ -15,7 +15,7 @@ import re
 import resource
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,11 @@ class Taken:
     code: str = ""
 
 
-def take_in(asked: Asked, upload: IO[bytes]) -> Taken:
-    """Read, have a canary load it, then store. Stored as a whole or not at all."""
+def take_in(asked: Asked, upload: IO[bytes], told: Callable[[str], object] = str) -> Taken:
+    """Read, have a canary load it, then store. Stored as a whole or not at all.
+
+    told: called with the SHA-256 of what was read, before it is looked into.
+    """
     content, promised = b"", asked.policy_id
     try:
         if asked.url:
@@ -82,6 +85,7 @@ def take_in(asked: Asked, upload: IO[bytes]) -> Taken:
             content = store.content(asked.url)
         else:
             content = upload.read(MOST_BYTES + 1)
+        told(hashlib.sha256(content).hexdigest())
         bundle = _read(content, promised, asked)
         _store(bundle, content, asked)
     except HubError as error:
@@ -129,8 +133,8 @@ def _read(content: bytes, promised_id: str, asked: Asked) -> Bundle:
 def main() -> None:
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
-    taken = take_in(Asked(**json.loads(sys.argv[1])), sys.stdin.buffer)
-    sys.stdout.write(json.dumps(asdict(taken)))
+    taken = take_in(Asked(**json.loads(sys.argv[1])), sys.stdin.buffer, partial(print, flush=True))
+    print(json.dumps(asdict(taken)))
 
 
 if __name__ == "__main__":

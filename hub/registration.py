@@ -31,7 +31,7 @@ from hub.service import HubService
 from policies.artefacts import ArtefactStore, ArtefactsUnavailable, open_store
 from policies.embedder import version_of
 from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity
-from policies.manifest import WINDOW_ENCODER
+from policies.manifest import WINDOW_ENCODER, is_sha256
 from policies.rows import EMBEDDER_STORED, REGISTRATION_REFUSED
 
 AT_ONCE = 2  # candidates that are checked at the same time; the machine has decisions to answer
@@ -103,12 +103,12 @@ class ChildIntake:
             ended = subprocess.run([sys.executable, "-P", "-m", "hub.intake", json.dumps(asdict(asked))],
                                    stdin=upload or subprocess.DEVNULL, capture_output=True, timeout=self._timeout_s,
                                    env={**environment, "OMP_NUM_THREADS": "1"}, check=False)
-        except subprocess.TimeoutExpired:
-            return _unfinished(asked, f"took more than {self._timeout_s:g} s")
+        except subprocess.TimeoutExpired as late:
+            return _unfinished(asked, late.stdout or b"", f"took more than {self._timeout_s:g} s")
         if ended.returncode != 0:
             print(f"intake ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-2_000:]}", flush=True)
-            return _unfinished(asked, f"ended with {ended.returncode}")
-        return Taken(**json.loads(ended.stdout))
+            return _unfinished(asked, ended.stdout, f"ended with {ended.returncode}")
+        return Taken(**json.loads(ended.stdout.splitlines()[-1]))
 
 
 class Registrar:
@@ -287,12 +287,14 @@ def registrar_of(home: Home, config: HubConfig, service: HubService, intake: Int
     return Registrar(service, intake, asked, store, home.run, config.server.max_bundle_bytes)
 
 
-def _unfinished(asked: Asked, how: str) -> Taken:
-    """A check without a result. Of an upload it judges the candidate; by URL it may be the store that hangs, and what
-    was not judged can come again.
+def _unfinished(asked: Asked, said: bytes, how: str) -> Taken:
+    """A check without a result judges the candidate. Unless it is by URL and was not read yet: then it is the store that
+    hangs, and what was not judged can come again.
     """
-    code = ArtefactsUnavailable.code if asked.url else BundleRefused.code
-    return Taken(refused=f"{'reading and ' if asked.url else ''}checking it {how}", code=code)
+    first = said.split(b"\n")[0].decode(errors="replace")
+    if asked.url and not is_sha256(first):
+        return Taken(refused=f"reading it {how}", code=ArtefactsUnavailable.code)
+    return Taken(first if is_sha256(first) else "", refused=f"checking it {how}", code=BundleRefused.code)
 
 
 def _plain(text: str, most: int) -> str:

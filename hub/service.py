@@ -30,6 +30,7 @@ from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
 from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
+from policies.manifest import SHORTEST_ID
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
 from policies.types import NO_EMBEDDING, Context, Role
 from sentry.ledger import LedgerReader
@@ -346,11 +347,18 @@ class HubService:
                 for symbol, features in zip(self.symbols, found, strict=True)}
 
     def policy_id_of(self, name: str) -> str:
-        """A policy by id, by the first 8 or more digits of it, or by alias (the newest of that alias)."""
+        """A policy by id, by as many digits of it as no other begins with, 8 or more, or by alias (the newest of that).
+
+        In this order, so that nobody's alias stands for another's id. InvalidInput where several ids begin like that.
+        """
         heads = self.state.heads
         if name in heads:
             return name
-        found = [p for p, head in heads.items() if head.alias == name or (len(name) >= 8 and p.startswith(name))]
+        begin_so = [policy_id for policy_id in heads if len(name) >= SHORTEST_ID and policy_id.startswith(name)]
+        if len(begin_so) > 1:
+            raise InvalidInput("policy", f"longer: {len(begin_so)} ids begin like that, such as {begin_so[0]} and "
+                                         f"{begin_so[1]}", name)
+        found = begin_so or [policy_id for policy_id, head in heads.items() if head.alias == name]
         if not found:
             raise UnknownEntity("policy", name, [head.alias for head in heads.values()])
         return found[-1]

@@ -106,7 +106,7 @@ def _encoder(bundle: Any) -> Any:
 
 
 def main(limits: str) -> int:
-    """limits: JSON with memory_bytes, cpu_s, latency_ms, growth_bytes. 0 when an answer was printed, whatever it says."""
+    """limits: JSON of a CanaryLimits. 0 when an answer was printed, whatever it says."""
     values = json.loads(limits)
     shut_in(values["memory_bytes"], values["cpu_s"])
     content = sys.stdin.buffer.read()

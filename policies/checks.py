@@ -225,8 +225,8 @@ def _check_at_once(head: Policy, rows: Rows, limit_ms: float, timer: Callable[[]
 
 def _check_latency(calls: Sequence[Callable[[], object]], limit_ms: float, timer: Callable[[], float],
                    percent: int = 95) -> list[str]:
-    """The figure of a row is the better of two. Nobody is asked on once the limit cannot be met, nor once one row is over
-    it and all of them together have had the time that all may take: on a busy machine, the rest would take minutes."""
+    """A row's figure is the better of two. Nobody is asked on once the limit cannot be met, nor once a row is over it
+    and those so far have had the time that all may take: on a busy machine, the rest would take minutes."""
     if math.isinf(limit_ms):
         return []
     forgiven = len(calls) - 1 - (len(calls) - 1) * percent // 100  # rows that may be over the limit
@@ -237,8 +237,8 @@ def _check_latency(calls: Sequence[Callable[[], object]], limit_ms: float, timer
         patience_ms -= sum(times_ms)
         beyond += not taken_ms[-1] <= limit_ms
         if beyond > forgiven or (taken_ms[-1] > limit_ms and patience_ms < 0):
-            return [f"answers too slowly: {percent} % of {len(calls)} rows must be answered within {limit_ms:g} ms, and "
-                    f"{beyond} of the first {len(taken_ms)} were not, the last in {taken_ms[-1]:.1f} ms"]
+            return [f"answers too slowly: {percent} % of {len(calls)} rows must be answered within {limit_ms:g} ms, "
+                    f"and {beyond} of the first {len(taken_ms)} were not, the last in {taken_ms[-1]:.1f} ms"]
     most_ms = float(np.percentile(taken_ms, percent))
     if most_ms <= limit_ms:
         return []

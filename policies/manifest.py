@@ -32,8 +32,10 @@ MAX_ARRAY = 65_536  # numbers of one array group
 MAX_EMBEDDING = 4_096
 WHOLE_NUMBERS = range(-2**63, 2**64)  # that the ledger can record
 MAX_DEPTH = 64  # of objects and lists in one another; every reader of the ledger takes more
+SHORTEST_ID = 8  # digits of a policy's id by which it can be named
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+_LIKE_AN_ID = re.compile(rf"[0-9a-fA-F]{{{SHORTEST_ID},}}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -138,6 +140,9 @@ def _check_names(manifest: Manifest) -> None:
         raise BundleRefused(f"manifest.kind must be one of {', '.join(FILES_BY_KIND)}, got {manifest.kind!r:.100}")
     if not isinstance(manifest.alias, str) or not _NAME.fullmatch(manifest.alias):
         raise BundleRefused(f"manifest.alias must be letters, digits, '_', '-' or '.', got {manifest.alias!r:.100}")
+    if _LIKE_AN_ID.fullmatch(manifest.alias):
+        raise BundleRefused(f"manifest.alias {manifest.alias} reads like the beginning of a policy's id; name it by "
+                            f"more than hexadecimal digits")
     if manifest.feature_service not in FEATURE_SERVICES:
         raise BundleRefused(f"manifest.feature_service must be one of {', '.join(FEATURE_SERVICES)}, "
                             f"got {manifest.feature_service!r:.100}")
@@ -146,8 +151,8 @@ def _check_names(manifest: Manifest) -> None:
         if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names) \
                 or len(set(names)) != len(names):
             raise BundleRefused(f"manifest.{name} must be a list of different names")
-    if len(manifest.features) > MAX_FEATURES:
-        raise BundleRefused(f"manifest.features has {len(manifest.features)} names; at most {MAX_FEATURES} are served")
+        if len(names) > MAX_FEATURES:
+            raise BundleRefused(f"manifest.{name} has {len(names)} names; at most {MAX_FEATURES} are served")
     if not manifest.features and manifest.kind != WINDOW_ENCODER:
         raise BundleRefused("manifest.features is empty: the order of the feature vector is unknown")
     if not isinstance(manifest.embedding_version, str) or not manifest.embedding_version:
@@ -158,7 +163,11 @@ def _check_mappings(manifest: Manifest) -> None:
     for name in ("inputs", "parameters", "trained_on", "files", "arrays"):
         if not isinstance(getattr(manifest, name), dict):
             raise BundleRefused(f"manifest.{name} must be an object")
-    unknown = [n for n in (*manifest.optional_features, *manifest.inputs.values()) if n not in manifest.features]
+    if len(manifest.inputs) > MAX_FEATURES:
+        raise BundleRefused(f"manifest.inputs has {len(manifest.inputs)} parts; at most {MAX_FEATURES} are served")
+    known = set(manifest.features)
+    unknown = [n for n in (*manifest.optional_features, *manifest.inputs.values())
+               if not isinstance(n, str) or n not in known]
     if unknown:
         raise BundleRefused("manifest names features that are not in its list: "
                             + one_line(", ".join(map(str, unknown))))

@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
-from candidates import PICKLE, candidate, chunks, damaged, store_of
+from candidates import PICKLE, candidate, chunks, damaged, refusals, store_of
 from moto.server import ThreadedMotoServer
 from plain_hub import PlainHub
 
@@ -20,6 +20,7 @@ from hub.registration import (
 )
 from policies.artefacts import ArtefactsUnavailable, open_store
 from policies.bundle import pack_bundle
+from policies.errors import BundleRefused
 from policies.registry import PolicyFolder
 
 
@@ -60,15 +61,15 @@ async def test_a_child_that_does_not_end_is_ended_and_the_candidate_refused(hub:
     assert (taken.code, taken.refused) == ("bundle_refused", "checking it took more than 0.001 s")
 
 
-async def test_by_url_a_child_without_a_result_has_judged_nothing(
+async def test_by_url_a_child_that_has_not_read_it_has_judged_nothing(
         hub: PlainHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_of(hub)
     asked = Asked(str(tmp_path), str(tmp_path), url=store.url_of(candidate().policy_id), store_url=store.url)
     late = await ChildIntake(timeout_s=0.001).take_in(asked, None)
-    assert (late.code, late.refused) == ("artefacts_unavailable", "reading and checking it took more than 0.001 s")
+    assert (late.code, late.refused) == ("artefacts_unavailable", "reading it took more than 0.001 s")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     crashed = await ChildIntake().take_in(asked, None)
-    assert (crashed.code, crashed.refused) == ("artefacts_unavailable", "reading and checking it ended with 1")
+    assert (crashed.code, crashed.refused) == ("artefacts_unavailable", "reading it ended with 1")
     assert (await ChildIntake().take_in(replace(asked, url=""), None)).code == "bundle_refused"
 
     async def never(*_: Any) -> Taken:
@@ -79,6 +80,23 @@ async def test_by_url_a_child_without_a_result_has_judged_nothing(
     with pytest.raises(ArtefactsUnavailable, match=r"0\.001 s"):
         await hub.registrar.register_url(asked.url, "ops")
     assert hub.reader.head() == head, "nothing is recorded: it can come again"
+
+
+@pytest.mark.parametrize(("ending", "refused"), [("sleep 60", "checking it took more than 3 s"),
+                                                 ("kill -SEGV $$", "checking it ended with -11")])
+async def test_by_url_too_a_check_without_a_result_refuses_what_was_read(
+        hub: PlainHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, refused: str) -> None:
+    store, sha256 = store_of(hub), "ab" * 32
+    url = store.url_of(candidate().policy_id)
+    child = tmp_path / "child"
+    child.write_text(f"#!/bin/sh\necho {sha256}\nexec 2>&-\n{ending.replace('sleep', 'exec sleep')}\n")
+    child.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(child))
+    monkeypatch.setattr(hub.intake, "take_in", ChildIntake(timeout_s=3.0).take_in)
+    with pytest.raises(BundleRefused, match=refused):
+        await hub.registrar.register_url(url, "ops")
+    detail = refusals(hub)[-1].body["detail"]
+    assert (detail["sha256"], detail["source"], detail["reason"]) == (sha256, url, refused)
 
 
 async def test_a_store_that_never_answers_is_unavailable_and_the_candidate_is_not_refused(

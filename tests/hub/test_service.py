@@ -178,6 +178,25 @@ async def test_a_policy_is_named_by_its_id_the_beginning_of_it_or_its_newest_ali
             hub.service.policy_id_of(name)
 
 
+async def test_an_alias_never_stands_for_the_id_of_another_policy(
+        hub: PlainHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = next(policy_id for policy_id, head in hub.state.heads.items() if head.alias == "momentum_v1")
+    other = next(policy_id for policy_id in hub.state.heads if policy_id != own)
+    for taken in (own, own[:8], own[:12]):  # as in a ledger from before such aliases were refused
+        monkeypatch.setattr(hub.state.heads[other], "alias", taken)
+        assert hub.service.policy_id_of(taken) == own
+
+
+async def test_the_beginning_of_two_ids_is_refused_with_both(hub: PlainHub) -> None:
+    own, head = next(iter(hub.state.heads.items()))
+    twin = own[:10] + "0" * 54
+    hub.state.heads[twin] = head
+    with pytest.raises(InvalidInput, match=f"2 ids begin like that, such as {own} and {twin}") as refused:
+        hub.service.policy_id_of(own[:9])
+    assert refused.value.field == "policy"
+    assert (hub.service.policy_id_of(twin), hub.service.policy_id_of(own)) == (twin, own)
+
+
 def wrong_order() -> Bundle:
     manifest = onnx_bundle().manifest
     return make_bundle(replace(manifest, features=manifest.features[::-1]), onnx_bundle().files)

@@ -91,6 +91,8 @@ def test_an_array_group_that_is_not_required_is_refused() -> None:
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"leverge": 5}, "unknown key"), ({"featurs": []}, "did you mean 'features'"), ({"kind": "pickle"}, "kind"),
     ({"kind": {}}, "kind"), ({"alias": "a/b"}, "alias"), ({"alias": None}, "alias"),
+    ({"alias": "0123abcd"}, "like the beginning of a policy's id"), ({"alias": "DEADBEEF"}, "like the beginning"),
+    ({"alias": "ab" * 32}, "like the beginning"),
     ({"features": []}, "order of the feature vector"), ({"features": ["a", "a"]}, "different names"),
     ({"features": "abc"}, "different names"), ({"feature_service": "decision_v9"}, "feature_service"),
     ({"optional_features": ["nope"]}, "not in its list"), ({"inputs": {"momentum": "nope"}}, "not in its list"),
@@ -113,6 +115,30 @@ def test_a_senseless_manifest_is_refused(onnx_bundle: Build, changes: dict[str, 
 def test_a_manifest_that_is_no_manifest_is_refused(raw: bytes) -> None:
     with pytest.raises(BundleRefused, match="manifest"):
         Manifest.from_json(raw)
+
+
+@pytest.mark.parametrize(("name", "many", "reason"), [
+    ("inputs", {str(number): "ret_1" for number in range(4_097)}, "inputs has 4097 parts; at most 4096"),
+    ("required_groups", tuple(map(str, range(4_097))), "required_groups has 4097 names; at most 4096"),
+    ("optional_features", tuple(map(str, range(4_097))), "optional_features has 4097 names; at most 4096")])
+def test_no_list_of_a_manifest_is_longer_than_that_of_the_features(onnx_bundle: Build, name: str, many: Any,
+                                                                   reason: str) -> None:
+    with pytest.raises(BundleRefused, match=reason):
+        Manifest.from_json(with_changes(onnx_bundle(), **{name: many}))
+
+
+def test_to_check_many_names_takes_no_more_than_a_moment() -> None:
+    class Counted(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+    features = tuple(Counted(f"f{number}") for number in range(4_096))
+    Manifest("onnx_classifier", "any", features, inputs={str(number): "f4095" for number in range(4_096)})
+    assert Counted.compared < 20_000
 
 
 def test_another_feature_order_is_refused(onnx_bundle: Build) -> None:
