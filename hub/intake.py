@@ -1,8 +1,8 @@
 """What a candidate must pass before the hub knows it, in a process of its own with a lower priority.
 
 `python -m hub.intake REQUEST` takes an `Asked` as JSON, reads an upload from its standard input, and answers with two
-lines: the SHA-256 of what was read, as soon as it is, and a `Taken` as JSON. So whatever a candidate is, the process that answers decisions never opens it, and neither
-its interpreter nor its memory is held up by one.
+lines: the SHA-256 of what was read, as soon as it is, and a `Taken` as JSON. So whatever a candidate is, the process
+that answers decisions never opens it, and neither its interpreter nor its memory is held up by one.
 """
 
 from __future__ import annotations

@@ -288,8 +288,8 @@ def registrar_of(home: Home, config: HubConfig, service: HubService, intake: Int
 
 
 def _unfinished(asked: Asked, said: bytes, how: str) -> Taken:
-    """A check without a result judges the candidate. Unless it is by URL and was not read yet: then it is the store that
-    hangs, and what was not judged can come again.
+    """A check without a result judges the candidate. But while one by URL was not read, it is the store that hangs, and
+    what was not judged can come again.
     """
     first = said.split(b"\n")[0].decode(errors="replace")
     if asked.url and not is_sha256(first):
