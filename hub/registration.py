@@ -30,7 +30,7 @@ from hub.intake import Asked, Taken
 from hub.service import HubService
 from policies.artefacts import ArtefactStore, ArtefactsUnavailable, open_store
 from policies.embedder import version_of
-from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity
+from policies.errors import BundleRefused, ContentConflict, HubError, InvalidInput, UnknownEntity, one_line
 from policies.manifest import WINDOW_ENCODER, is_sha256
 from policies.rows import EMBEDDER_STORED, REGISTRATION_REFUSED
 
@@ -298,5 +298,5 @@ def _unfinished(asked: Asked, said: bytes, how: str) -> Taken:
 
 
 def _plain(text: str, most: int) -> str:
-    """Text that JSON in UTF-8 can hold, of bounded length."""
-    return text.encode("utf-8", "replace").decode()[:most]
+    """Text that JSON in UTF-8 can hold and a terminal can show, of bounded length."""
+    return one_line(text.encode("utf-8", "replace").decode(), most)

@@ -27,9 +27,9 @@ from policies.actor import (
     wanted,
 )
 from policies.bundle import Bundle
-from policies.errors import BundleRefused, InvalidInput
+from policies.errors import BundleRefused, InvalidInput, one_line
 from policies.head import Head, PredictionFailed, require_parameters
-from policies.manifest import ONNX_FILE, TENSORS_FILE, one_line
+from policies.manifest import ONNX_FILE, TENSORS_FILE
 from policies.model_heads import read_tensors
 from policies.onnx_graph import ACTIONS
 from policies.onnx_session import OnnxFunction

@@ -14,8 +14,8 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
-from policies.errors import BundleRefused
-from policies.manifest import MANIFEST, MAX_MANIFEST_BYTES, one_line, require_plain_name
+from policies.errors import BundleRefused, one_line
+from policies.manifest import MANIFEST, MAX_MANIFEST_BYTES, require_plain_name
 
 MAX_FILES = 16  # the manifest included
 MAX_BYTES = 64 * 2**20  # of all files together, unpacked

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.bundle import ONNX_FILE, WINDOW_ENCODER, Bundle, Manifest, read_bundle
+from policies.bundle import ONNX_FILE, WINDOW_ENCODER, Bundle, Manifest, pack_bundle, read_bundle
 from policies.errors import BundleRefused, HubError, InvalidInput, UnknownEntity
 from policies.loader import Canary, require_checked, require_still_sound
 from policies.onnx_graph import EMBEDDING
@@ -118,7 +118,7 @@ class EmbedderFolder:
         else:
             check(bundle)
             self.marks.set(bundle.policy_id)
-        self._folder.add(source)
+        self._folder.add(pack_bundle(bundle, compressed=False))  # what was checked, whatever lies at a path by now
         return version
 
     def versions(self) -> dict[str, str]:

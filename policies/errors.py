@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_REASON = 2_000  # characters of a refusal
+
 
 class HubError(Exception):
     """Base of every error that a user of the hub can cause or should see.
@@ -56,9 +58,16 @@ class ContentConflict(HubError):
 
 
 class BundleRefused(HubError):
-    """A bundle that is not served: wrong hash, missing file, a format that can run code, a failed check."""
+    """A bundle that is not served: wrong hash, missing file, a format that can run code, a failed check.
+
+    The reason may quote what a stranger wrote, and is shown on terminals and kept in the audit: it is one line of
+    printable characters, whatever is quoted.
+    """
 
     code = "bundle_refused"
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(one_line(reason, MOST_REASON))
 
 
 class WriterUnavailable(HubError):
@@ -71,6 +80,12 @@ class LedgerCorrupt(HubError):
     """The ledger or its audit projection contradicts itself; the hub does not serve on it."""
 
     code = "ledger_corrupt"
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What a library says of a file, fit for a sentence: without line breaks and other control characters, cut."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
 def _rebuilt(kind: type[HubError], args: tuple[Any, ...], fields: dict[str, Any]) -> HubError:

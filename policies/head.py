@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from policies.bundle import Bundle
-from policies.errors import BundleRefused, HubError, InvalidInput
-from policies.manifest import Manifest, one_line
+from policies.errors import BundleRefused, HubError, InvalidInput, one_line
+from policies.manifest import Manifest
 from policies.types import Action, Context, Direction, Proposal
 
 CLASSES = (Direction.SHORT, Direction.FLAT, Direction.LONG)

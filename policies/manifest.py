@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from policies.errors import BundleRefused
+from policies.errors import BundleRefused, one_line
 
 MANIFEST = "manifest.json"
 ONNX_FILE, CBM_FILE, TENSORS_FILE = "model.onnx", "model.cbm", "weights.safetensors"
@@ -120,15 +120,13 @@ def json_object(raw: bytes, name: str) -> dict[str, Any]:
 
 def require_plain_name(name: object) -> None:
     """BundleRefused unless a file's name can only ever mean a file in its own folder."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _is_name(name):
         raise BundleRefused(f"file name {name!r:.120}: a bundle's files are named by letters, digits, '_', '-' and "
                             f"'.', without folders")
 
 
-def one_line(error: object, most: int = 300) -> str:
-    """What a library says of a file, fit for a sentence: without line breaks and other control characters, cut."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text[:most])
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def is_sha256(value: object) -> bool:
@@ -138,7 +136,7 @@ def is_sha256(value: object) -> bool:
 def _check_names(manifest: Manifest) -> None:
     if not isinstance(manifest.kind, str) or manifest.kind not in FILES_BY_KIND:
         raise BundleRefused(f"manifest.kind must be one of {', '.join(FILES_BY_KIND)}, got {manifest.kind!r:.100}")
-    if not isinstance(manifest.alias, str) or not _NAME.fullmatch(manifest.alias):
+    if not _is_name(manifest.alias):
         raise BundleRefused(f"manifest.alias must be letters, digits, '_', '-' or '.', got {manifest.alias!r:.100}")
     if _LIKE_AN_ID.fullmatch(manifest.alias):
         raise BundleRefused(f"manifest.alias {manifest.alias} reads like the beginning of a policy's id; name it by "
@@ -148,21 +146,24 @@ def _check_names(manifest: Manifest) -> None:
                             f"got {manifest.feature_service!r:.100}")
     for name in ("features", "required_groups", "optional_groups", "optional_features"):
         names = getattr(manifest, name)
-        if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names) \
-                or len(set(names)) != len(names):
-            raise BundleRefused(f"manifest.{name} must be a list of different names")
+        if not isinstance(names, tuple) or not all(map(_is_name, names)) or len(set(names)) != len(names):
+            raise BundleRefused(f"manifest.{name} must be a list of different names, of letters, digits, '_', '-' and "
+                                f"'.'")
         if len(names) > MAX_FEATURES:
             raise BundleRefused(f"manifest.{name} has {len(names)} names; at most {MAX_FEATURES} are served")
     if not manifest.features and manifest.kind != WINDOW_ENCODER:
         raise BundleRefused("manifest.features is empty: the order of the feature vector is unknown")
-    if not isinstance(manifest.embedding_version, str) or not manifest.embedding_version:
+    if not _is_name(manifest.embedding_version):
         raise BundleRefused("manifest.embedding_version must be a name, or 'none'")
 
 
 def _check_mappings(manifest: Manifest) -> None:
     for name in ("inputs", "parameters", "trained_on", "files", "arrays"):
-        if not isinstance(getattr(manifest, name), dict):
+        values = getattr(manifest, name)
+        if not isinstance(values, dict):
             raise BundleRefused(f"manifest.{name} must be an object")
+        if name in ("inputs", "parameters", "arrays") and not all(map(_is_name, values)):
+            raise BundleRefused(f"manifest.{name} must have names of letters, digits, '_', '-' and '.'")
     if len(manifest.inputs) > MAX_FEATURES:
         raise BundleRefused(f"manifest.inputs has {len(manifest.inputs)} parts; at most {MAX_FEATURES} are served")
     known = set(manifest.features)
@@ -173,7 +174,7 @@ def _check_mappings(manifest: Manifest) -> None:
                             + one_line(", ".join(map(str, unknown))))
     for name, value in manifest.parameters.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_PARAMETER:
-            raise BundleRefused(f"manifest.parameters.{one_line(name, 100)} must be a finite number, got {value!r:.50}")
+            raise BundleRefused(f"manifest.parameters.{name} must be a finite number, got {value!r:.50}")
     for name, sha256 in manifest.files.items():
         require_plain_name(name)
         if not is_sha256(sha256):
@@ -200,7 +201,7 @@ def _check_recordable(trained_on: Mapping[str, Any]) -> None:
 
 def _check_arrays(manifest: Manifest) -> None:
     for group, count in manifest.arrays.items():
-        named = f"manifest.arrays.{one_line(group, 100)}"
+        named = f"manifest.arrays.{group}"
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_ARRAY:
             raise BundleRefused(f"{named} must be a whole number between 1 and {MAX_ARRAY}, got {count!r:.50}")
         if manifest.kind != WINDOW_ENCODER and group not in manifest.required_groups:

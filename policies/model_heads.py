@@ -9,9 +9,9 @@ import safetensors
 from numpy.typing import NDArray
 
 from policies.bundle import Bundle
-from policies.errors import BundleRefused
+from policies.errors import BundleRefused, one_line
 from policies.head import CLASSES, ModelHead
-from policies.manifest import CBM_FILE, ONNX_FILE, TENSORS_FILE, one_line
+from policies.manifest import CBM_FILE, ONNX_FILE, TENSORS_FILE
 from policies.onnx_graph import PROBABILITIES
 from policies.onnx_session import OnnxFunction
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 import onnx.shape_inference
 from onnx import ModelProto, NodeProto, TensorProto
 
-from policies.errors import BundleRefused
-from policies.manifest import one_line
+from policies.errors import BundleRefused, one_line
 from policies.onnx_sizes import fed_inputs
 
 NOT_WHOLE = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})

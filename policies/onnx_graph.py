@@ -16,8 +16,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from policies.errors import BundleRefused
-from policies.manifest import one_line
+from policies.errors import BundleRefused, one_line
 from policies.onnx_division import require_no_whole_division
 from policies.onnx_sizes import require_fixed_sizes
 

@@ -168,6 +168,14 @@ async def test_a_url_outside_the_store_is_refused_with_one_audit_row(hub: PlainH
     assert "bundles/<policy_id>" in detail["reason"]
 
 
+async def test_what_the_audit_keeps_of_a_refusal_is_one_printable_line(hub: PlainHub) -> None:
+    with pytest.raises(InvalidInput):
+        await hub.registrar.register_url("s3://\x1b[2J\n/latest.json", "ops")
+    detail = refusals(hub)[-1].body["detail"]
+    assert detail["source"].isprintable()
+    assert detail["reason"].isprintable()
+
+
 async def test_while_the_writer_is_away_nothing_is_told_as_refused_or_registered(hub: PlainHub) -> None:
     async with client_of(hub) as client:
         hub.writer.away = True

@@ -73,6 +73,14 @@ def test_what_is_no_embedder_is_not_kept(tmp_path: Path) -> None:
     assert folder.versions() == {}
 
 
+def test_what_is_kept_is_what_was_checked_though_another_lies_at_its_path_by_then(tmp_path: Path) -> None:
+    folder, path = EmbedderFolder(tmp_path / "embedders"), tmp_path / "encoder.pt"
+    checked, other = encoder_bundle(), encoder_bundle(1)
+    path.write_bytes(pack_bundle(checked))
+    folder.add(path, lambda _: path.write_bytes(pack_bundle(other)))
+    assert folder.versions() == {version_of(checked.policy_id): checked.policy_id}
+
+
 class Canary:
     """Counts whom it examined, and refuses all while `reason` is set."""
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from feature_repo.features import ARRAYS, DECISION_V1
 from policies.bundle import Bundle
+from policies.embedder import version_of
 from policies.errors import BundleRefused
 from policies.manifest import Manifest
 from sentry.ledger import encoded
@@ -125,6 +127,22 @@ def test_no_list_of_a_manifest_is_longer_than_that_of_the_features(onnx_bundle: 
                                                                    reason: str) -> None:
     with pytest.raises(BundleRefused, match=reason):
         Manifest.from_json(with_changes(onnx_bundle(), **{name: many}))
+
+
+@pytest.mark.parametrize("changes", [
+    {"features": ["\x1b[2J", "b"]}, {"required_groups": ["bars", "\x1b[31mX\n"]}, {"optional_groups": [""]},
+    {"embedding_version": "\x1b[2J\nregistered"}, {"embedding_version": ""}, {"features": ["a" * 101]},
+    {"parameters": {"leverage\n": 5}}, {"inputs": {"\x1b": "ret_1"}}, {"arrays": {"window\r": 5}}])
+def test_what_is_no_plain_name_is_refused_in_one_printable_line(onnx_bundle: Build, changes: dict[str, Any]) -> None:
+    with pytest.raises(BundleRefused, match=r"names|a name") as refused:
+        Manifest.from_json(with_changes(onnx_bundle(), **changes))
+    assert str(refused.value).isprintable()
+
+
+def test_every_name_that_the_hub_serves_is_a_plain_one() -> None:
+    groups = (*DECISION_V1.groups, *ARRAYS)
+    Manifest("onnx_classifier", "any", DECISION_V1.names, required_groups=groups, optional_features=DECISION_V1.names,
+             embedding_version=version_of("ab" * 32), arrays=dict.fromkeys(ARRAYS, 5))
 
 
 def test_to_check_many_names_takes_no_more_than_a_moment() -> None:
