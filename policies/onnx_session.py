@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from policies.errors import BundleRefused
-from policies.manifest import one_line
+from policies.denormals import denormals_as_zero
+from policies.errors import BundleRefused, one_line
 from policies.onnx_graph import require_closed_graph
 
 
@@ -32,5 +32,6 @@ class OnnxFunction:
         self._outputs = [output]
 
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.floating]:
-        answer: NDArray[np.floating] = self._session.run(self._outputs, {self._input: rows})[0]
+        with denormals_as_zero():
+            answer: NDArray[np.floating] = self._session.run(self._outputs, {self._input: rows})[0]
         return answer
