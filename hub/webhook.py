@@ -99,7 +99,8 @@ class PolicyWebhook:
 
     async def receive(self, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """Register what the message announces. The same id again gets the same answer, with another body a
-        ContentConflict; while the store or the writer is away nothing is recorded, and the sender comes again.
+        ContentConflict; while the store, the writer or a process of heads is away nothing is recorded, and the sender
+        comes again.
         """
         message_id = verify(self._secret, headers, body, self._wall_s())
         body_sha256 = hashlib.sha256(body).hexdigest()

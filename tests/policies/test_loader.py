@@ -140,13 +140,14 @@ def test_a_graph_that_needs_more_memory_than_allowed_is_refused(onnx_bundle: Bui
 
 
 def test_a_few_bytes_that_keep_much_memory_are_refused_and_a_large_honest_bundle_is_not(onnx_bundle: Build) -> None:
-    greedy = onnx_bundle(holding(600, 4))
+    greedy, in_time = onnx_bundle(holding(600, 4)), CanaryLimits(latency_ms=60_000.0)
     assert len(greedy.files["model.onnx"]) < 1_000
     with pytest.raises(BundleRefused, match=r"holds 6\d\d MiB of memory when it is open; at most 512 MiB are served"):
-        run_canary(greedy)
+        run_canary(greedy, in_time)
     half = np.zeros((4, 15 * 2**17), np.float32)  # 30 MiB
     steps = [helper.make_node("MatMul", ["x", "into"], ["many"]), helper.make_node("MatMul", ["many", "back"], ["y"])]
-    run_canary(onnx_bundle(with_steps_before(linear_classifier(4), steps, "y", into=half, back=half.T.copy())))
+    honest = with_steps_before(linear_classifier(4), steps, "y", into=half, back=half.T.copy())
+    run_canary(onnx_bundle(honest), in_time)
 
 
 def test_a_graph_that_computes_without_end_is_refused(onnx_bundle: Build, onnx_model: ModelProto) -> None:
