@@ -3,7 +3,7 @@
     python -m train.nightly.forward_step --home var --made FOLDER --made FOLDER --out FOLDER [--coins ...]
 
 Ends with 0 if one passed, 3 if none did, 1 if none passed and one could not be played. A test that was finished before
-an interruption is not played again.
+an interruption is not played again; one that could not be played is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from policies.bundle import read_bundle
 from policies.errors import BundleRefused
 
 NOT_PASSED, ERROR = 3, 1
+PLAYED = (0, NOT_PASSED)
 PASSED_ON = ("coins", "market", "data_dir", "seed", "signal", "generated_bars", "min_pf")
 PREFIX, EMBEDDER = "candidate_", "embedder.pt"
 REPORT = "forward_test_{}"  # below HOME/reports
@@ -55,6 +56,11 @@ def played(candidate: Path, home: Path, command: Sequence[str], arguments: Seque
             "report": json.loads(report.read_bytes()) if report.exists() else None}
 
 
+def _finished(kept: Path) -> bool:
+    """Whether this result need not be made again: whatever hindered a test may be gone."""
+    return kept.exists() and json.loads(kept.read_bytes())["exit_code"] in PLAYED
+
+
 @click.command()
 @click.option("--home", type=click.Path(path_type=Path), required=True)
 @click.option("--made", type=click.Path(path_type=Path), multiple=True, required=True, help="Of a finished step.")
@@ -75,13 +81,13 @@ def main(home: Path, made: tuple[Path, ...], out: Path, command: str, **passed_o
     results = []
     for candidate in candidates_in(made):
         kept = out / f"forward_{candidate.stem.removeprefix(PREFIX)}.json"
-        if not kept.exists():
+        if not _finished(kept):
             found = played(candidate, home, shlex.split(command), arguments)
             beside = kept.with_suffix(".new")
             beside.write_text(json.dumps(found))
             os.replace(beside, kept)
         results.append(json.loads(kept.read_bytes()))
-    broken = [found["name"] for found in results if found["exit_code"] not in (0, NOT_PASSED)]
+    broken = [found["name"] for found in results if found["exit_code"] not in PLAYED]
     passed = [found["name"] for found in results if found["passed"]]
     click.echo(f"{len(passed)} of {len(results)} candidates passed"
                + (f": {', '.join(passed)}" if passed else "")

@@ -91,6 +91,13 @@ def test_what_was_played_before_an_interruption_is_not_played_again(home: Path) 
     assert [Path(one["--path"]).stem[-1] for one in asked(home)] == ["a", "b", "c", "c"]
 
 
+def test_what_could_not_be_played_is_played_again_and_what_did_not_pass_is_not(home: Path) -> None:
+    assert run(home, a=3, b=1, c=3).exit_code == 1
+    assert json.loads((home / "out" / "forward_b.json").read_bytes())["exit_code"] == 1  # for whoever asks why
+    assert run(home, a=1, b=0, c=1).exit_code == 0
+    assert [Path(one["--path"]).stem[-1] for one in asked(home)] == ["a", "b", "c", "b"]
+
+
 def test_a_candidate_with_an_embedding_is_played_with_the_embedder_beside_it(home: Path) -> None:
     (home / "one" / "embedder.pt").write_bytes(pack_bundle(encoder_bundle()))
     (home / "one" / "candidate_a.pt").write_bytes(pack_bundle(array_bundle("embedded", {MARKET_EMBEDDING: 4}, "mae-1")))
