@@ -24,7 +24,7 @@ from train.handover import HubDoor
 from train.quiet import quiet_libraries
 from train.training_set import open_market
 
-SOMETHING_FAILED, NOT_PASSED, REFUSED, INTERRUPTED = 1, 3, 4, 130
+FAILED, NOT_PASSED, REFUSED, INTERRUPTED = 1, 3, 4, 130
 LINE = 160  # characters of a line that nobody looks at in a terminal
 
 _MARKET = {

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from train.candidates import Candidate, Retrained
 from train.cluster import ray_cluster
 from train.commands import (
+    FAILED,
     NOT_PASSED,
     REFUSED,
-    SOMETHING_FAILED,
     JobOptions,
     console_of,
     ended,
@@ -146,7 +146,7 @@ def _run(job: JobOptions, settings: RetrainSettings, console: Console) -> int:
                   f"{described((time.time_ns() // 1_000_000 - began) / 1_000)}", highlight=False, soft_wrap=True)
     if not retrained.asked_for:
         console.print("none of the heads that were asked for could be made; nothing is handed over")
-        return SOMETHING_FAILED
+        return FAILED
     best = retrained.asked_for[0]
     _tell_best(best, console)
     if job.strict and not best.passed:

@@ -3,7 +3,8 @@
     python -m train.bo.optimise --home var --coins SOL,BTC --lookback 25200 --trials 16
 
 Ends with a code of `train.commands`: with --strict, the choices together must be above the middle of the grid on the
-later bars. The same command again goes on where it was.
+later bars. While a search has failed there is no start, and it ends with 1. The same command again goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from train.bo.result import log_to_mlflow, passed, sentences_of, table_of, write
 from train.bo.rules import RULES
 from train.bo.settings import BoSettings
 from train.cluster import ray_cluster
-from train.commands import NOT_PASSED, REFUSED, JobOptions, console_of, ended, job_options, settings_of
+from train.commands import FAILED, NOT_PASSED, REFUSED, JobOptions, console_of, ended, job_options, settings_of
 from train.handover import HandoverFailed
 from train.pool import RayPool
 from train.seen import seen_until
@@ -62,11 +63,15 @@ def _run(job: JobOptions, settings: BoSettings, console: Console) -> int:
         search = Optimising(market, job.repo(market), home, settings, until_ms, RayPool(), cores,
                             told=Progress(console).told)
         optimised = search.run()
+    if optimised.failed:
+        for step, reason in optimised.failed.items():
+            console.print(f"{step} failed: {reason}", highlight=False, soft_wrap=True)
+        console.print("nothing is handed over; the same command tries again what failed", highlight=False,
+                      soft_wrap=True)
+        return FAILED
     runs = log_to_mlflow(home, optimised, began)
     path = write_start(home, optimised)
     console.print(table_of(optimised))
-    for step, reason in optimised.failed.items():
-        console.print(f"{step} was left out: {reason}", highlight=False, soft_wrap=True)
     for sentence in sentences_of(optimised):
         console.print(sentence, highlight=False, soft_wrap=True)
     seconds = (time.time_ns() // 1_000_000 - began) / 1_000

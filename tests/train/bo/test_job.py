@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_search
+from bo_search import random_points
 from small_search import GarbledMarket, repo_of
 
 from policies.errors import InvalidInput
@@ -22,22 +23,10 @@ from train.bo.judged import Judged, later_difference
 from train.bo.search import TOO_FEW, Problem, best_of
 from train.bo.settings import BoSettings
 from train.pool import HerePool, Job
-from train.sweep import FINISHED, SweepSettings, Trial
+from train.sweep import FINISHED, Trial
 
 SETTINGS = BoSettings(("BTC", "ETH"), lookback_bars=3_000, trials=5, strategies=("momentum", "scalping"),
                       least_trades=20, block_bars=60)
-
-
-def random_points(objective: Callable[..., Any], space: Mapping[str, Any], first: Mapping[str, Any],
-                  settings: SweepSettings, folder: Path) -> list[Trial]:
-    """In place of Optuna and Tune: the first point, then draws."""
-    rng, trials = np.random.default_rng(settings.seed), []
-    for number in range(settings.trials):
-        drawn = {name: float(np.exp(rng.uniform(np.log(one.low), np.log(one.high)))) for name, one in space.items()}
-        chosen = dict(first) if number == 0 else drawn
-        loss, found = objective(chosen, lambda step, value: None)
-        trials.append(Trial(number, chosen, FINISHED, 1, loss, found))
-    return trials
 
 
 class Counting(HerePool):
