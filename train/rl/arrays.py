@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """A reader sees the old file or the new one, whole."""
+    """A reader sees the old file or the new one, whole, also after a power cut."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     plain: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
     with part.open("wb") as file:
         np.savez(file, **plain)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

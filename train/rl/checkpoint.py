@@ -4,16 +4,19 @@ RLlib's own checkpoints are pickles, which run what they say when they are read,
 a restored training explored as wildly as a new one. Here arrays are arrays and the rest is JSON. What the random
 generators had reached is not kept: a training that is gone on with is a training of the same kind, not bit for bit the
 one that was not interrupted.
+
+`state.json` names the files that belong to it. A later state comes with files of other names, and one replacement of
+`state.json` changes from the old to the new: at every moment the folder holds one whole checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,31 +28,40 @@ from train.rl.arrays import read_arrays, write_arrays
 from train.rl.experience import COLUMNS
 from train.rl.market_rows import Standard
 
-STATE, ARRAYS, REMEMBERED = "state.json", "arrays.npz", "remembered.npz"
-LOG_ALPHA, STANDARD = "log_alpha", "standard"
+STATE, ARRAYS, REMEMBERED, FILES, NUMBER = "state.json", "arrays", "remembered", "files", "number"
+LOG_ALPHA, UPDATES, STANDARD, BEST = "log_alpha", "updates", "standard", "best"
 MODULE, PARTS = "default_policy", ("rl_module", "optimizer")
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def save_checkpoint(folder: Path, algorithm: Any, about: Mapping[str, Any], standard: Mapping[str, Any]) -> None:
-    """In place of what is there, whole or not at all. about: plain JSON. standard: arrays of the standardisation."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True, mode=0o700)
-    arrays: Arrays = {f"{STANDARD}/{name}": np.asarray(values) for name, values in standard.items()}
+def save_checkpoint(folder: Path, algorithm: Any, about: Mapping[str, Any], standard: Mapping[str, Any],
+                    best: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """In place of what is there, whole or not at all. about: plain JSON. standard: arrays of the standardisation. best:
+    weights by name of the best look of those in `about`.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    before = _state_in(folder)
+    _keep_only(folder, before)  # without what an interrupted save has left
+    number = 1 + int(before.get(NUMBER, 0))
+    arrays: Arrays = {f"{part}/{name}": np.asarray(values) for part, by_name in ((STANDARD, standard), (BEST, best))
+                      for name, values in by_name.items()}
     learner = algorithm.learner_group.get_state()["learner"]
     tree = _flat({name: learner[name] for name in PARTS}, "learner", arrays)
-    (beside / STATE).write_text(json.dumps({"learner": tree, LOG_ALPHA: _log_alpha(algorithm), "about": dict(about)}))
-    write_arrays(beside / ARRAYS, arrays)
+    files = {ARRAYS: f"{ARRAYS}.{number}.npz"}
+    write_arrays(folder / files[ARRAYS], arrays)
     if hasattr(algorithm, "experience"):
-        algorithm.experience.save(beside / REMEMBERED)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        files[REMEMBERED] = f"{REMEMBERED}.{number}.npz"
+        algorithm.experience.save(folder / files[REMEMBERED])
+    state = {FILES: files, NUMBER: number, "learner": tree, LOG_ALPHA: _log_alpha(algorithm),
+             UPDATES: getattr(algorithm, "updates", None), "about": dict(about)}
+    part = folder / f".{STATE}.new"
+    with part.open("w") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / STATE)
+    _keep_only(folder, state)
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,21 @@ class Checkpoint:
         return found
 
     @property
+    def best(self) -> Arrays:
+        """The weights of what acts, by name, at the best look so far; empty if none was given."""
+        return {name.removeprefix(f"{BEST}/"): values for name, values in self.arrays.items()
+                if name.startswith(f"{BEST}/")}
+
+    @property
+    def arrays_file(self) -> Path:
+        return self.folder / self.told[FILES][ARRAYS]
+
+    @property
+    def remembered_file(self) -> Path | None:
+        name = self.told[FILES].get(REMEMBERED)
+        return None if name is None else self.folder / name
+
+    @property
     def standard(self) -> Standard:
         """How features were standardised. InvalidInput if it is not there whole, or a scale is not above 0."""
         count = FEATURES.stop
@@ -91,16 +118,21 @@ class Checkpoint:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """InvalidInput if it is not one, or if an array that it speaks of is not there."""
     try:
-        found = Checkpoint(folder, json.loads((folder / STATE).read_bytes()), read_arrays(folder / ARRAYS))
-        missing = [name for name in _named(found.told["learner"]) if name not in found.arrays]
-        if found.told[LOG_ALPHA] is not None:  # SAC's, which does not go on without what it remembers
-            missing += [name for name in COLUMNS if name not in _names_in(folder / REMEMBERED)]
-        whole = isinstance(found.about, dict) and MODULE in found.learner["rl_module"] if not missing else True
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = json.loads((folder / STATE).read_bytes())
+        if FILES not in told and "about" in told:
+            raise InvalidInput("LOAD", "a checkpoint of this version", str(folder), "it is of an earlier one, which "
+                               "did not say which bars it has seen: whether its test is of others is not known")
+        found = Checkpoint(folder, told, read_arrays(folder / told[FILES][ARRAYS]))
+        missing = [name for name in _named(told["learner"]) if name not in found.arrays]
+        if found.remembered_file is not None:
+            missing += set(COLUMNS) - set(_names_in(found.remembered_file))
+        if not missing and not (found.module and isinstance(found.about, dict) and told.keys() >= {LOG_ALPHA, UPDATES}):
+            missing = [MODULE]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput("LOAD", "a checkpoint of make retrain_rl", f"{folder}: {error}") from error
-    if missing or not whole:
+    if missing:
         raise InvalidInput("LOAD", "a whole checkpoint of make retrain_rl", str(folder),
-                           f"missing: {', '.join(missing[:3]) or MODULE}")
+                           f"missing: {', '.join(missing[:3])}")
     return found
 
 
@@ -113,14 +145,30 @@ def load_checkpoint(found: Checkpoint, algorithm: Any) -> None:
         raise InvalidInput("LOAD", "a checkpoint of the same algorithm and size", str(found.folder))
     algorithm.learner_group.set_state({"learner": {**state, "weights_seq_no": 0}})
     _set_log_alpha(algorithm, found.told[LOG_ALPHA])
-    if hasattr(algorithm, "experience"):
-        algorithm.experience.load(found.folder / REMEMBERED)
+    if found.remembered_file is not None:
+        algorithm.experience.load(found.remembered_file)
+        algorithm.updates = found.told[UPDATES]
     algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group, policies=[MODULE],
                                             inference_only=True)
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return (folder / STATE).is_file() and (folder / ARRAYS).is_file()
+    return (folder / STATE).is_file()
+
+
+def _state_in(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself; nothing if it holds no checkpoint."""
+    if not is_checkpoint(folder):
+        return {}
+    found: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    return found
+
+
+def _keep_only(folder: Path, state: Mapping[str, Any]) -> None:
+    """Remove what this state does not name."""
+    for path in folder.iterdir():
+        if path.name not in (STATE, *state.get(FILES, {}).values()):
+            path.unlink()
 
 
 def _names_in(path: Path) -> list[str]:

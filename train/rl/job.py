@@ -8,7 +8,6 @@ on where an interrupted one was, a training from its last look.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,6 @@ from train.jobs import Arrays, track_of_trades, trade_arrays
 from train.judgement import Judgement, judge, passes, taken_from
 from train.kept_bars import digests_of
 from train.retrain import BLOCK_BARS
-from train.rl.arrays import read_arrays, write_arrays
 from train.rl.evaluate import rows_within, serve
 from train.rl.export import CHECKED_ROWS, DeterministicActor, actor_bundle, actor_of, require_acts_as_trained
 from train.rl.loaded import SEEN, Loaded
@@ -39,13 +37,12 @@ from train.rl.market_rows import Standard, TimeRange
 from train.rl.offline import add_episodes
 from train.rl.rows import ROWS, JobRows, keep_rows, load_rows, ranges_of
 from train.rl.settings import RlSettings
-from train.rl.training import LAST, Trained, figures_of, remembers, train
+from train.rl.training import Trained, figures_of, remembers, train
 from train.steps import Steps, key_of
 from train.tracking import code_version
 from train.training_set import bars_until, joined_rows
 from train.trials import FINISHED, End, Target, Trial, TrialBook
 
-MODULE = "module.npz"
 EMBARGO_BARS = 16  # a served trade's horizon and one
 
 Told = Callable[[int, Mapping[str, Any]], None]  # (seed, look)
@@ -118,8 +115,8 @@ class RlJob:
         return self._judged(rows, chosen, results)
 
     def last_checkpoint(self, seed: int) -> Path:
-        """Of a training; `make retrain_rl LOAD=...` goes on from it."""
-        return self._steps.folder / f"{_train_name(seed)}.{LAST}"
+        """Of a training, under way or done; `make retrain_rl LOAD=...` goes on from it."""
+        return self._steps.folder / f"{_train_name(seed)}.last"
 
     def actor(self, seed: int) -> DeterministicActor:
         return actor_of(self._module(seed), self._settings.algo)
@@ -141,15 +138,10 @@ class RlJob:
         name = _train_name(seed)
         if self._steps.has(name):
             return
-        scratch = self._steps.scratch(name)
-        trained = train(self._settings, self._steps.folder, seed, scratch, self._prepare,
+        trained = train(self._settings, self._steps.folder, seed, self.last_checkpoint(seed), self._prepare,
                         lambda look: self.told(seed, look),
                         {"market": self._market.origin, "symbols": list(self._settings.symbols), SEEN: self._seen})
-        last = self.last_checkpoint(seed)
-        shutil.rmtree(last, ignore_errors=True)
-        (scratch / LAST).rename(last)
-        write_arrays(scratch / MODULE, trained.module)
-        self._steps.keep(name, _told(trained, self._added), files={MODULE: (scratch / MODULE).read_bytes()})
+        self._steps.keep(name, _told(trained, self._added), trained.module)
 
     def _prepare(self, algorithm: Any, begins: bool) -> None:
         """What a training begins with: weights and memory of what was loaded, then the hub's own episodes."""
@@ -162,7 +154,7 @@ class RlJob:
                                        rows.ranges.training, self._settings.symbols)
 
     def _module(self, seed: int) -> dict[str, NDArray[Any]]:
-        return read_arrays(self._steps.folder / _train_name(seed) / MODULE)
+        return {name: np.array(values) for name, values in self._steps.arrays(_train_name(seed)).items()}
 
     # -- what it is worth -------------------------------------------------------------------------------------------
 

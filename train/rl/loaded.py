@@ -17,7 +17,7 @@ import numpy as np
 
 from policies.bundle import Bundle, read_bundle
 from policies.errors import InvalidInput
-from train.rl.checkpoint import ARRAYS, Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
+from train.rl.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
 from train.rl.export import actor_in, layer_names, standard_of
 from train.rl.market_rows import Standard
 from train.rl.settings import PPO, SAC, RlSettings
@@ -58,6 +58,8 @@ class Loaded:
         """Let it go on. InvalidInput if it is of another algorithm or size than `opened` was told."""
         if self.checkpoint is not None:
             load_checkpoint(self.checkpoint, algorithm)
+            if hasattr(algorithm, "updates"):
+                algorithm.updates = 0  # it counts those of this training
             return
         assert self.bundle is not None
         actor, weights = actor_in(self.bundle), dict[str, Any]()
@@ -100,8 +102,8 @@ def _of_checkpoint(path: Path, settings: RlSettings) -> Loaded:
                            f"one of ALGO={about.get('algo')} SIZE={about.get('size')}")
     if not isinstance(seen, Mapping):
         raise InvalidInput("LOAD", "a checkpoint that says which bars it has seen", str(path),
-                           "it is of an earlier version; whether its test would be of bars it was chosen on is unknown")
-    key = hashlib.sha256((path / ARRAYS).read_bytes()).hexdigest()
+                           "whether the test would be of bars it was chosen on is not known")
+    key = hashlib.sha256(found.arrays_file.read_bytes()).hexdigest()
     return Loaded(key, found.standard, {str(market): int(until_ms) for market, until_ms in seen.items()}, found)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from train.rl.arrays import read_arrays, write_arrays
 from train.rl.checkpoint import is_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from train.rl.evaluate import Act, play, serve, stretches_in
 from train.rl.experience import Experience
@@ -24,7 +23,7 @@ from train.rl.market_rows import MarketRows, TimeRange
 from train.rl.rows import load_rows
 from train.rl.settings import SAC, RlSettings
 
-LAST, BEST, LOOKS = "last", "best.npz", "looks"
+LOOKS = "looks"
 
 Figures = dict[str, float]
 Told = Callable[[Mapping[str, Any]], None]  # hears of every look
@@ -59,19 +58,18 @@ def figures_of(act: Act, market: list[MarketRows], within: TimeRange, settings: 
             **{f"served_{name}": value for name, value in served.items()}}
 
 
-def train(settings: RlSettings, folder: Path, seed: int, scratch: Path, prepared: Prepared,
+def train(settings: RlSettings, folder: Path, seed: int, last: Path, prepared: Prepared,
           told: Told = lambda look: None, about: Mapping[str, Any] = MappingProxyType({})) -> Trained:
-    """folder: the job's steps, with its rows. scratch: what lets it go on after an interruption. about: plain JSON that
-    its checkpoints say besides.
+    """folder: the job's steps, with its rows. last: of its checkpoint, from which it goes on after an interruption.
+    about: plain JSON that the checkpoint says besides.
     """
     from train.rl.algorithms import built, weights_of  # imports Ray, whose variables must be set before
 
     began, rows = time.perf_counter(), load_rows(folder)
     market, standard = rows.market, {"mean": rows.standard.mean, "scale": rows.standard.scale}
-    last, looks = scratch / LAST, list[dict[str, Any]]()
     held = read_checkpoint(last) if is_checkpoint(last) else None
-    if held is not None:
-        looks = held.about[LOOKS]
+    looks: list[dict[str, Any]] = [] if held is None else held.about[LOOKS]
+    best: Mapping[str, Any] = {} if held is None else held.best
     before = looks[-1]["steps"] if looks else 0
     algorithm = built(settings, folder, seed, before)
     try:
@@ -90,11 +88,11 @@ def train(settings: RlSettings, folder: Path, seed: int, scratch: Path, prepared
                     **figures_of(act, market, rows.ranges.validation, settings)}
             looks.append(look)
             if look is max(looks, key=lambda one: (one["figure"], -one["steps"])):
-                write_arrays(scratch / BEST, module)
+                best = module
             save_checkpoint(last, algorithm, {**about, LOOKS: looks, "algo": settings.algo, "size": settings.size},
-                            standard)
+                            standard, best)
             told(look)
-        return Trained(read_arrays(scratch / BEST), tuple(looks), steps, getattr(algorithm, "updates", None),
+        return Trained(best, tuple(looks), steps, getattr(algorithm, "updates", None),
                        time.perf_counter() - began)
     finally:
         algorithm.stop()

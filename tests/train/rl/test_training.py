@@ -16,7 +16,7 @@ from rl_rows import SYMBOLS, rows_folder, small_rows
 from policies.actor import ActorLimits
 from policies.errors import BundleRefused, InvalidInput
 from train.rl.arrays import read_arrays, write_arrays
-from train.rl.checkpoint import ARRAYS, REMEMBERED, STATE, load_checkpoint, read_checkpoint, save_checkpoint
+from train.rl.checkpoint import STATE, load_checkpoint, read_checkpoint, save_checkpoint
 from train.rl.env_settings import EnvSettings
 from train.rl.evaluate import constant
 from train.rl.export import (
@@ -30,7 +30,7 @@ from train.rl.export import (
 from train.rl.loaded import ANY, SEEN, opened
 from train.rl.rows import load_rows
 from train.rl.settings import RlSettings
-from train.rl.training import BEST, LAST, figures_of, remembers, train
+from train.rl.training import figures_of, remembers, train
 
 PPO = RlSettings(SYMBOLS, steps=12_000, evaluations=3, seed=1, env=EnvSettings(episode_bars=60))
 SAC = replace(PPO, algo="sac", steps=5_120, evaluations=1, steps_per_update=64)
@@ -44,18 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cluster: int) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(folder: Path) -> tuple[Path, list[Mapping[str, Any]]]:
-    """The scratch folder of a PPO training that was stopped at its second look, and what it had told."""
-    scratch, told = folder / ".train", []
+    """The checkpoint of a PPO training that was stopped at its second look, and what it had told."""
+    last, told = folder / "train.last", []
 
     def stop_at_two(look: Mapping[str, Any]) -> None:
         told.append(look)
         if len(told) == 2:
             raise KeyboardInterrupt
 
-    scratch.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        train(PPO, folder, 1, scratch, lambda algorithm, begins: None, stop_at_two, {SEEN: {"here": 5_000}})
-    return scratch, told
+        train(PPO, folder, 1, last, lambda algorithm, begins: None, stop_at_two, {SEEN: {"here": 5_000}})
+    return last, told
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +70,10 @@ def sac(folder: Path) -> Any:
 
 def test_a_training_that_was_interrupted_goes_on_from_its_last_look(folder: Path, interrupted: Any,
                                                                     tmp_path: Path) -> None:
-    scratch, told = interrupted
-    before = read_checkpoint(scratch / LAST).module
+    last, told = shutil.copytree(interrupted[0], tmp_path / "last"), interrupted[1]
+    before = read_checkpoint(last).module
     begun: list[Any] = []
-    trained = train(PPO, folder, 1, scratch, lambda algorithm, begins: begun.append(
+    trained = train(PPO, folder, 1, last, lambda algorithm, begins: begun.append(
         (begins, algorithm.learner_group.get_state()["learner"]["rl_module"]["default_policy"])))
     assert begun[0][0] is False
     assert all(np.array_equal(before[name], weights) for name, weights in begun[0][1].items())
@@ -82,7 +81,7 @@ def test_a_training_that_was_interrupted_goes_on_from_its_last_look(folder: Path
     assert all(look["steps"] >= floor for look, floor in zip(trained.looks, (4_000, 8_000, 12_000), strict=True))
     assert trained.best["figure"] == max(look["figure"] for look in trained.looks)
     assert set(trained.module) <= set(before)
-    assert (scratch / BEST).is_file()
+    assert _leaves(read_checkpoint(last).best) == _leaves(dict(trained.module))
 
 
 def test_what_is_exported_does_what_rllib_does_on_a_thousand_rows(folder: Path, interrupted: Any, sac: Any) -> None:
@@ -90,7 +89,7 @@ def test_what_is_exported_does_what_rllib_does_on_a_thousand_rows(folder: Path, 
 
     rows = load_rows(folder)
     raw = np.random.default_rng(0).normal(size=(CHECKED_ROWS, 60)) * rows.standard.scale * 2 + rows.standard.mean
-    for settings, weights in ((PPO, dict(np.load(interrupted[0] / BEST))), (SAC, weights_of(sac))):
+    for settings, weights in ((PPO, read_checkpoint(interrupted[0]).best), (SAC, weights_of(sac))):
         module = module_with(settings, weights)
         bundle = actor_bundle("actor", actor_of(weights, settings.algo), rows.standard, ActorLimits(), {})
         assert require_acts_as_trained(bundle, module, raw) <= 1e-5
@@ -133,10 +132,34 @@ def test_a_restored_sac_is_the_one_that_was_saved_temperature_and_memory_too(fol
         drawn = [one.experience.drawn(50, np.random.default_rng(3))["reward"].tolist() for one in (sac, again)]
         assert drawn[0] == drawn[1]
         updates = again.updates
+        assert updates == sac.updates > 0
         again.train()
         assert again.updates > updates  # it remembers enough to learn at once
     finally:
         again.stop()
+
+
+@pytest.mark.parametrize(("where", "held"), [
+    ("train.rl.checkpoint.write_arrays", 1), ("train.rl.experience.write_arrays", 1), ("json.dump", 1),
+    ("pathlib.Path.replace", 1), ("pathlib.Path.unlink", 2)])
+def test_wherever_saving_is_killed_the_folder_holds_one_whole_checkpoint(
+        sac: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, held: int) -> None:
+    def save(look: int) -> None:
+        save_checkpoint(tmp_path, sac, {"look": look}, STANDARD, {"weight": np.full(3, look)})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(2)
+    found = read_checkpoint(tmp_path)
+    assert (found.about["look"], found.best["weight"].tolist()) == (held, [held] * 3)
+    save(3)
+    assert read_checkpoint(tmp_path).about["look"] == 3
+    assert len(list(tmp_path.iterdir())) == 3, "what the killed one left is gone"
 
 
 def test_sac_updates_as_often_as_it_is_told(sac: Any) -> None:
@@ -150,7 +173,7 @@ def test_sac_updates_as_often_as_it_is_told(sac: Any) -> None:
 def test_the_actor_of_a_bundle_can_be_learnt_on_from(folder: Path, interrupted: Any, tmp_path: Path) -> None:
     from train.rl.algorithms import built, weights_of
 
-    weights, rows = dict(np.load(interrupted[0] / BEST)), load_rows(folder)
+    weights, rows = read_checkpoint(interrupted[0]).best, load_rows(folder)
     bundle = actor_bundle("actor", actor_of(weights, "ppo"), rows.standard, ActorLimits(), {SEEN: {"here": 5_000}})
     seen = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
     assert np.array_equal(actor_in(bundle).act(seen), actor_of(weights, "ppo").act(seen))
@@ -174,9 +197,9 @@ def test_the_actor_of_a_bundle_can_be_learnt_on_from(folder: Path, interrupted: 
 
 def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused(interrupted: Any, sac: Any,
                                                                                  tmp_path: Path) -> None:
-    last = interrupted[0] / LAST
+    last = interrupted[0]
     assert {path.suffix for path in last.iterdir()} == {".json", ".npz"}
-    with np.load(last / ARRAYS, allow_pickle=False) as arrays:
+    with np.load(read_checkpoint(last).arrays_file, allow_pickle=False) as arrays:
         assert all(arrays[name].dtype != object for name in arrays.files)
     with pytest.raises(InvalidInput, match="ALGO=sac"):
         opened(last, SAC)
@@ -186,9 +209,16 @@ def test_a_checkpoint_holds_nothing_that_runs_and_one_of_another_kind_is_refused
         opened(tmp_path / "nothing", PPO)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "state.json").write_text(json.dumps({}))
-    (tmp_path / "broken" / ARRAYS).write_bytes(b"no arrays")
     with pytest.raises(InvalidInput, match="a checkpoint of make retrain_rl"):
         opened(tmp_path / "broken", PPO)
+    shutil.copytree(last, tmp_path / "arrays")
+    read_checkpoint(tmp_path / "arrays").arrays_file.write_bytes(b"no arrays")
+    with pytest.raises(InvalidInput, match="a checkpoint of make retrain_rl"):
+        opened(tmp_path / "arrays", PPO)
+    state = json.loads((tmp_path / "arrays" / STATE).read_bytes())
+    (tmp_path / "arrays" / STATE).write_text(json.dumps({name: state[name] for name in ("learner", "about")}))
+    with pytest.raises(InvalidInput, match=r"LOAD.*earlier one, which did not say which bars it has seen"):
+        opened(tmp_path / "arrays", PPO)
 
 
 def test_what_chooses_weighs_playing_and_serving_alike_whatever_the_number_of_symbols() -> None:
@@ -202,7 +232,7 @@ def test_what_chooses_weighs_playing_and_serving_alike_whatever_the_number_of_sy
 
 
 def test_what_has_seen_bars_of_the_test_range_cannot_be_gone_on_with(interrupted: Any) -> None:
-    loaded = opened(interrupted[0] / LAST, PPO)
+    loaded = opened(interrupted[0], PPO)
     loaded.require_unseen("here", 5_000)
     loaded.require_unseen("elsewhere", 1)
     with pytest.raises(InvalidInput, match=r"LOAD.*until 5000"):
@@ -215,7 +245,7 @@ def test_an_actor_says_what_it_has_seen_by_its_ranges_if_not_by_the_market(folde
                                                                           tmp_path: Path) -> None:
     from train.training_set import write_packed
 
-    actor, standard = actor_of(dict(np.load(interrupted[0] / BEST)), "ppo"), load_rows(folder).standard
+    actor, standard = actor_of(read_checkpoint(interrupted[0]).best, "ppo"), load_rows(folder).standard
     for number, (about, seen) in enumerate((({"ranges": {"validation": {"until_ms": 7}}}, {ANY: 7}), ({}, None))):
         path = tmp_path / f"{number}.pt"
         write_packed(path, actor_bundle("actor", actor, standard, ActorLimits(), about))
@@ -229,15 +259,16 @@ def test_an_actor_says_what_it_has_seen_by_its_ranges_if_not_by_the_market(folde
 def test_a_checkpoint_that_is_not_whole_is_refused_before_anything_begins(interrupted: Any, sac: Any,
                                                                           tmp_path: Path) -> None:
     def altered(name: str, about: Any = None, **changes: Any) -> Path:
-        shutil.copytree(interrupted[0] / LAST, tmp_path / name)
+        shutil.copytree(interrupted[0], tmp_path / name)
         state = json.loads((tmp_path / name / STATE).read_bytes())
         state["about"] = {**state["about"], **(about or {})}
         (tmp_path / name / STATE).write_text(json.dumps(state))
-        arrays = {**read_arrays(tmp_path / name / ARRAYS), **changes}
-        write_arrays(tmp_path / name / ARRAYS, {key: values for key, values in arrays.items() if values is not None})
+        file = read_checkpoint(tmp_path / name).arrays_file
+        arrays = {**read_arrays(file), **changes}
+        write_arrays(file, {key: values for key, values in arrays.items() if values is not None})
         return tmp_path / name
 
-    weights = next(name for name in read_arrays(interrupted[0] / LAST / ARRAYS) if name.startswith("learner/rl_module"))
+    weights = next(name for name in read_checkpoint(interrupted[0]).arrays if name.startswith("learner/rl_module"))
     for path, said in ((altered("old", about={SEEN: None}), "which bars it has seen"),
                        (altered("scale", **{"standard/scale": np.zeros(60)}), "scales above 0"),
                        (altered("mean", **{"standard/mean": None}), "60 finite means"),
@@ -246,7 +277,9 @@ def test_a_checkpoint_that_is_not_whole_is_refused_before_anything_begins(interr
             opened(path, PPO)
     save_checkpoint(tmp_path / "sac", sac, {"algo": "sac", "size": "small", SEEN: {}}, STANDARD)
     assert opened(tmp_path / "sac", SAC).seen_until_ms == {}
-    (tmp_path / "sac" / REMEMBERED).unlink()
+    remembered = read_checkpoint(tmp_path / "sac").remembered_file
+    assert remembered is not None
+    remembered.unlink()
     with pytest.raises(InvalidInput, match="LOAD"):
         opened(tmp_path / "sac", SAC)
 
