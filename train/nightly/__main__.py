@@ -26,9 +26,10 @@ from policies.errors import HubError, InvalidInput
 from train.estimate import described
 from train.handover import HubDoor
 from train.job_cluster import job_client, outside_cluster
+from train.locked import UnderWay
 from train.nightly.board import NightBoard
 from train.nightly.jobs import RayJobs
-from train.nightly.lock import MARK, NightlyRuns, end_what_was_left, only_one
+from train.nightly.lock import MARK, end_what_was_left, only_one
 from train.nightly.night import Night, forget_old, seconds_before
 from train.nightly.run import NightRun, all_well
 from train.nightly.settings import ALGORITHMS, RL, NightSettings, night_plan
@@ -85,7 +86,7 @@ def main(home: Path, data_dir: str | None, market: str, coins: str, lookback: in
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         sys.exit(INTERRUPTED)
-    except NightlyRuns as error:
+    except UnderWay as error:
         click.echo(str(error), err=True)
         sys.exit(LOCKED)
     except HubError as error:

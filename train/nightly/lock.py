@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from policies.errors import HubError
 from train.leftovers import end_marked, marked
+from train.locked import locked
 
 MARK = "NIGHTLY_OF"  # every process of a nightly's own cluster carries it, with the home
 LEAVES_BY_ITSELF_S, LOOK_EVERY_S = 10.0, 0.2
 
 
-class NightlyRuns(HubError):
-    """Another nightly of this home is under way."""
-
-    code = "nightly_runs"
-
-
-@contextmanager
-def only_one(home: Path) -> Iterator[None]:
-    """Hold the home's nights; NightlyRuns if another process does. The system lets go of a killed process's lock."""
-    folder = home / "nightly"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise NightlyRuns(f"a nightly of {home} is under way already (process {file.read().strip()})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-        file.truncate(0)
+def only_one(home: Path) -> AbstractContextManager[None]:
+    """Hold the home's nights; UnderWay if another process does."""
+    return locked(home / "nightly" / "lock", f"a nightly of {home}")
 
 
 def end_what_was_left(home: Path) -> int:

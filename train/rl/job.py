@@ -29,6 +29,7 @@ from train.intervals import BlockGrid, Track
 from train.jobs import Arrays, track_of_trades, trade_arrays
 from train.judgement import Judgement, judge, passes, taken_from
 from train.kept_bars import digests_of
+from train.locked import locked
 from train.retrain import BLOCK_BARS
 from train.rl.evaluate import rows_within, serve
 from train.rl.export import CHECKED_ROWS, DeterministicActor, actor_bundle, actor_of, require_acts_as_trained
@@ -107,6 +108,11 @@ class RlJob:
         return tuple(step for step in self.steps if self._steps.has(step))
 
     def run(self) -> RlCandidate:
+        """UnderWay if another process is at the same job: both would write one training's checkpoint."""
+        with locked(self._steps.folder / "lock", f"the same training, {self.key},"):
+            return self._run()
+
+    def _run(self) -> RlCandidate:
         rows = self._rows()
         for seed in self.seeds:
             self._train(seed)

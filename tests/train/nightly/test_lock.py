@@ -11,7 +11,8 @@ import pytest
 from waiting import eventually
 
 from train.leftovers import end_marked, marked
-from train.nightly.lock import MARK, NightlyRuns, end_what_was_left, only_one
+from train.locked import UnderWay
+from train.nightly.lock import MARK, end_what_was_left, only_one
 
 HOLDS = ("import sys, time; from pathlib import Path; from train.nightly.lock import only_one\n"
          "with only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)")
@@ -24,7 +25,7 @@ def test_a_second_one_is_refused_with_the_number_of_the_first(tmp_path: Path) ->
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(NightlyRuns, match=rf"process {process.pid}\b"), only_one(tmp_path):
+    with pytest.raises(UnderWay, match=rf"process {process.pid}\b"), only_one(tmp_path):
         pass
     with only_one(tmp_path / "another home"):
         pass

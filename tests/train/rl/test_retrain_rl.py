@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,6 +22,7 @@ from policies.checks import check_policy
 from policies.heads import load_head
 from train.commands import INTERRUPTED, NOT_PASSED, REFUSED
 from train.forward import trained_until_ms
+from train.locked import locked
 from train.rl import retrain_rl
 from train.rl.checkpoint import is_checkpoint
 from train.rl.retrain_rl import SERVED, Teller, keep_candidate, main
@@ -79,6 +81,17 @@ def test_it_says_where_it_stands_and_the_same_command_makes_nothing_twice(finish
     assert read_bundle(home / "models" / "candidate_ppo.pt").policy_id == before
 
 
+def test_a_second_command_for_the_same_training_is_refused_while_one_is_under_way(
+        finished: tuple[Path, Result]) -> None:
+    home, _ = finished
+    folder, = home.glob("retrain_rl/*")
+    with locked(folder / "lock", "the first"):
+        second = run(home, "--keep-back")
+    assert second.exit_code == 1
+    assert f"the same training, {folder.name}, is under way already (process {os.getpid()})" in second.output
+    assert run(home, "--keep-back").exit_code == 0
+
+
 def test_what_is_handed_over_and_when_not(finished: tuple[Path, Result]) -> None:
     home, _ = finished
     with fake_hub(home, START_MS + 4_000 * MINUTE_MS) as hub:
@@ -110,6 +123,7 @@ def test_an_interrupt_ends_it_with_130_and_the_same_command_goes_on_from_the_las
         stopped = run(home, "--seed", "8", "--keep-back")
     assert stopped.exit_code == INTERRUPTED == 130
     assert "the same command goes on from here" in stopped.output
+    assert len(list(home.glob("retrain_rl/*/train.8.last/state.json"))) == 1
     ended = run(home, "--seed", "8", "--keep-back")
     assert ended.exit_code == 0, ended.output
     assert "1 of 2 steps are done" in ended.output
