@@ -6,6 +6,8 @@ HUB_HOME ?= var
 COINS ?= BTC,ETH,SOL,HYPE
 LOOKBACK ?= 25200
 export HUB_HOME
+# An option that is asked for: 0, no and nothing mean no.
+asked = $(if $(filter-out 0 no,$(1)),$(2))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -48,7 +50,7 @@ retrain_sup: $(INSTALLED) ## Search for better heads, judge them, hand over the 
 	@$(BIN)/python -W ignore::DeprecationWarning -m train.retrain_sup --home $(HUB_HOME) $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) \
 	  --coins $(COINS) --lookback $(LOOKBACK) $(if $(WINDOW),--window $(WINDOW)) $(if $(HEADS),--heads $(HEADS)) \
 	  $(if $(TRIALS),--trials $(TRIALS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FOLDS),--folds $(FOLDS)) \
-	  $(if $(SIZE),--size $(SIZE)) $(if $(MARKET),--market $(MARKET)) $(if $(STRICT),--strict) \
+	  $(if $(SIZE),--size $(SIZE)) $(if $(MARKET),--market $(MARKET)) $(call asked,$(STRICT),--strict) \
 	  $(if $(HUB_URL),--hub-url $(HUB_URL))
 
 MARKET_AND_HUB = $(if $(HUB_DATA_DIR),--data-dir $(HUB_DATA_DIR)) $(if $(MARKET),--market $(MARKET)) \
@@ -61,23 +63,24 @@ retrain_rl: $(INSTALLED) ## Train PPO or SAC, judge it, hand it over (STEPS=1e6 
 	@$(BIN)/python -W ignore::DeprecationWarning -m train.rl.retrain_rl --home $(HUB_HOME) $(MARKET_AND_HUB) \
 	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(STEPS),--steps $(STEPS)) $(if $(ALGO),--algo $(ALGO)) \
 	  $(if $(LOAD),--load $(LOAD)) $(if $(SIZE),--size $(SIZE)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(EPISODES),--episodes) $(if $(STRICT),--strict)
+	  $(if $(STEPS_PER_UPDATE),--steps-per-update $(STEPS_PER_UPDATE)) \
+  $(call asked,$(EPISODES),--episodes) $(call asked,$(STRICT),--strict)
 
 bo: $(INSTALLED) ## Search levels per strategy and market over the backtest, hand over what the hub starts from (TRIALS=16)
 	@$(BIN)/python -W ignore::DeprecationWarning -m train.bo.optimise --home $(HUB_HOME) $(MARKET_AND_HUB) \
-	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(TRIALS),--trials $(TRIALS)) $(if $(STRICT),--strict)
+	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(TRIALS),--trials $(TRIALS)) $(call asked,$(STRICT),--strict)
 
 nightly: $(INSTALLED) ## Every job of a night, resumable, one report (RL=1|0, NIGHT=2026-11-20 to go on with that one)
 	@$(BIN)/python -W ignore::DeprecationWarning -m train.nightly --home $(HUB_HOME) $(MARKET_AND_HUB) \
 	  $(GIVEN_COINS) $(GIVEN_LOOKBACK) $(if $(WINDOW),--window $(WINDOW)) $(if $(HEADS),--heads $(HEADS)) \
 	  $(if $(TRIALS),--trials $(TRIALS)) $(if $(FOLDS),--folds $(FOLDS)) $(if $(BO_TRIALS),--bo-trials $(BO_TRIALS)) \
-	  --rl $(if $(filter 1 yes,$(RL)),yes,$(if $(filter 0 no,$(RL)),no,auto)) $(if $(ALGO),--algo $(ALGO)) \
+	  --rl $(if $(filter 1 yes,$(RL)),yes,$(if $(filter 0 no,$(RL)),no,$(or $(RL),auto))) $(if $(ALGO),--algo $(ALGO)) \
 	  $(if $(STEPS),--steps $(STEPS)) $(if $(SIZE),--size $(SIZE)) $(if $(MIN_PF),--min-pf $(MIN_PF)) \
 	  $(if $(NIGHT),--night $(NIGHT))
 
 forward_test: $(INSTALLED) ## A candidate on bars later than its training (CANDIDATE=var/models/candidate_linear.pt MIN_PF=1.5)
 	@$(BIN)/python -W ignore::DeprecationWarning -m ci.forward_test --home $(HUB_HOME) --path $(CANDIDATE) \
-	  $(GIVEN_COINS) $(if $(MIN_PF),--min-pf $(MIN_PF)) $(if $(MAX_DD),--max-dd $(MAX_DD)) $(if $(STRICT),--strict)
+	  $(GIVEN_COINS) $(if $(MIN_PF),--min-pf $(MIN_PF)) $(if $(MAX_DD),--max-dd $(MAX_DD)) $(call asked,$(STRICT),--strict)
 
 ci_pipeline: $(INSTALLED) ## Tests, training, forward test, MLflow, S3 or folder, webhook, challenger (LOCAL=0: no S3 and hub of its own)
 	@$(BIN)/python -W ignore::DeprecationWarning -m ci.pipeline --home $(HUB_HOME) $(if $(filter 0,$(LOCAL)),,--local-s3) \

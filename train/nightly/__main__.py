@@ -32,8 +32,9 @@ from train.nightly.jobs import RayJobs
 from train.nightly.lock import MARK, end_what_was_left, only_one
 from train.nightly.night import Night, forget_old, seconds_before
 from train.nightly.run import NightRun, all_well
-from train.nightly.settings import ALGORITHMS, RL, NightSettings, night_plan
+from train.nightly.settings import RL, NightSettings, night_plan
 from train.quiet import quiet_libraries
+from train.rl.settings import steps_from
 from train.seen import seen_until
 from train.training_set import open_market
 
@@ -54,8 +55,8 @@ defaults = NightSettings(("BTC", "ETH", "SOL", "HYPE"))
 @click.option("--bo-trials", default=defaults.bo_trials, show_default=True, help="Of each search for levels.")
 @click.option("--rl", type=click.Choice(RL), default="auto", show_default=True, help="auto: once a week.")
 @click.option("--rl-weekday", default=defaults.rl_weekday, show_default=True, help="0 is Monday, UTC.")
-@click.option("--algo", default=",".join(ALGORITHMS), show_default=True, help="Separated by commas.")
-@click.option("--steps", default=defaults.steps, show_default=True, help="Of each reinforcement learner.")
+@click.option("--algo", default=",".join(defaults.algorithms), show_default=True, help="Separated by commas.")
+@click.option("--steps", default=str(defaults.steps), show_default=True, help="Of each reinforcement learner: 1e6.")
 @click.option("--size", default=defaults.size, show_default=True, help="small, or full for a GPU.")
 @click.option("--min-pf", default=defaults.least_profit_factor, show_default=True, help="Of a forward test; 0: none.")
 @click.option("--hub-url", default=defaults.hub_url, show_default=True)
@@ -66,7 +67,7 @@ defaults = NightSettings(("BTC", "ETH", "SOL", "HYPE"))
               help="Planted edge of a generated market.")
 @click.option("--generated-bars", default=defaults.generated_bars, show_default=True)
 def main(home: Path, data_dir: str | None, market: str, coins: str, lookback: int, window: int, heads: str, trials: int,
-         folds: int, bo_trials: int, rl: Any, rl_weekday: int, algo: str, steps: float, size: str, min_pf: float,
+         folds: int, bo_trials: int, rl: Any, rl_weekday: int, algo: str, steps: str, size: str, min_pf: float,
          hub_url: str, night: str, side_by_side: int, seed: int, planted: float, generated_bars: int) -> None:
     """Run what is to be run at night."""
     quiet_libraries()
@@ -75,7 +76,7 @@ def main(home: Path, data_dir: str | None, market: str, coins: str, lookback: in
     try:
         settings = NightSettings(
             tuple(coins.split(",")), market, data_dir and str(Path(data_dir).resolve()), lookback, window, heads,
-            trials, folds, bo_trials, rl, rl_weekday, tuple(algo.split(",")), steps, size, min_pf,
+            trials, folds, bo_trials, rl, rl_weekday, tuple(algo.split(",")), steps_from(steps), size, min_pf,
             hub_url.rstrip("/"), seed, planted, generated_bars)
         if "/" in night or night.startswith("."):
             raise InvalidInput("--night", "a name for a folder", night)

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from feature_repo.drift import DAY_MS
+from feature_repo.windows import WINDOW_BARS
 from policies.errors import InvalidInput
+from train.bo.settings import BoSettings
 from train.nightly.plan import FOLDER_OF, OUT, Plan, Step
+from train.rl.settings import ALGOS, RlSettings
 
 RL = ("auto", "yes", "no")
-ALGORITHMS = ("ppo", "sac")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 PYTHON = (sys.executable, "-W", "ignore::DeprecationWarning", "-m")
 
@@ -25,22 +27,24 @@ PYTHON = (sys.executable, "-W", "ignore::DeprecationWarning", "-m")
 class NightSettings:
     """rl: auto is once a week, on rl_weekday (0 is Monday, UTC). lookback_bars, window_bars: of each symbol. trials: of
     each supervised sweep; bo_trials: of each search for levels. steps: of each reinforcement learner. signal,
-    generated_bars, seed: of a generated market. least_profit_factor: of a forward test.
+    generated_bars, seed: of a generated market. least_profit_factor: of a forward test. heads: "" is all.
+
+    What a job of the night would refuse is refused here, InvalidInput with the word, before the night begins.
     """
 
     symbols: tuple[str, ...]
     market: str = "auto"
     data_dir: str | None = None
-    lookback_bars: Annotated[int, Ge(1), Le(10_000_000)] = 25_200
-    window_bars: Annotated[int, Ge(1), Le(120)] = 60
+    lookback_bars: Annotated[int, Ge(3_000), Le(1_000_000)] = 25_200
+    window_bars: Annotated[int, Ge(10), Le(WINDOW_BARS)] = 60
     heads: str = ""
     trials: Annotated[int, Ge(1), Le(1_000)] = 4
-    folds: Annotated[int, Ge(1), Le(20)] = 2
-    bo_trials: Annotated[int, Ge(1), Le(100_000)] = 40
+    folds: Annotated[int, Ge(1), Le(50)] = 2
+    bo_trials: Annotated[int, Ge(1), Le(1_000)] = 40
     rl: Literal["auto", "yes", "no"] = "auto"
     rl_weekday: Annotated[int, Ge(0), Le(6)] = 6
-    algorithms: tuple[str, ...] = ALGORITHMS
-    steps: Annotated[float, Ge(1), Le(1e12)] = 200_000
+    algorithms: tuple[str, ...] = ALGOS
+    steps: Annotated[int, Ge(1_000), Le(10**9)] = 200_000
     size: str = "small"
     least_profit_factor: Annotated[float, Ge(0), Le(1_000)] = 0.0
     hub_url: str = "http://127.0.0.1:8000"
@@ -53,15 +57,24 @@ class NightSettings:
             raise InvalidInput("COINS", "different symbols, at least one", self.symbols)
         if self.rl not in RL:
             raise InvalidInput("RL", f"one of {', '.join(RL)}", self.rl)
-        if set(self.algorithms) - set(ALGORITHMS) or not self.algorithms:
-            raise InvalidInput("ALGO", f"of {', '.join(ALGORITHMS)}", self.algorithms)
-        for name, value, low, high in (("rl-weekday", self.rl_weekday, 0, 6), ("STEPS", self.steps, 1, 1e12),
-                                       ("LOOKBACK", self.lookback_bars, 1, 10_000_000),
-                                       ("TRIALS", self.trials, 1, 1_000), ("FOLDS", self.folds, 1, 20),
-                                       ("BO_TRIALS", self.bo_trials, 1, 100_000), ("WINDOW", self.window_bars, 1, 120),
+        if not self.algorithms or len(set(self.algorithms)) != len(self.algorithms):
+            raise InvalidInput("ALGO", f"different ones of {', '.join(ALGOS)}, at least one", self.algorithms)
+        for name, value, low, high in (("rl-weekday", self.rl_weekday, 0, 6), ("BO_TRIALS", self.bo_trials, 1, 1_000),
                                        ("min-pf", self.least_profit_factor, 0, 1_000)):
             if not low <= value <= high:
                 raise InvalidInput(name, f"{low} to {high:g}", value)
+        self._require_jobs()
+
+    def _require_jobs(self) -> None:
+        """Refuse now, by their own settings, what the jobs of the night would refuse hours later."""
+        from train.retrain_settings import HEADS, RetrainSettings  # with every learner behind it
+
+        RetrainSettings(self.symbols, self.window_bars, self.lookback_bars,
+                        tuple(self.heads.split(",")) if self.heads else HEADS, self.trials, 1, self.folds, self.size,
+                        self.seed)
+        BoSettings(self.symbols, self.lookback_bars, self.bo_trials, self.seed)
+        for algorithm in self.algorithms if self.rl != "no" else ():
+            RlSettings(self.symbols, algorithm, self.steps, self.lookback_bars, self.size, self.seed)
 
 
 def no_rl_because(settings: NightSettings, now_ms: int) -> str:
@@ -84,7 +97,7 @@ def night_plan(home: Path, settings: NightSettings, now_ms: int) -> Plan:
     midnight_ms = now_ms // DAY_MS * DAY_MS  # so that a night that is gone on with has the same steps
     no_rl = no_rl_because(settings, now_ms)
     learners = [Step(f"rl.{algorithm}", (
-        *PYTHON, "train.rl.retrain_rl", *job, "--keep-back", "--algo", algorithm, "--steps", f"{settings.steps:.0f}",
+        *PYTHON, "train.rl.retrain_rl", *job, "--keep-back", "--algo", algorithm, "--steps", str(settings.steps),
         "--size", settings.size), ("features",), makes=(f"models/candidate_{algorithm}.pt",), skipped=no_rl)
         for algorithm in settings.algorithms]
     makers = ("supervised", *(step.name for step in learners))

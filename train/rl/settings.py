@@ -107,6 +107,9 @@ class RlSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidInput(word, f"{low} to {high}", value)
+        if self.algo == SAC and self.steps <= self.sac.first_steps:
+            raise InvalidInput("STEPS", f"more than {self.sac.first_steps} with ALGO=sac SIZE={self.size}: so many "
+                               f"come before its first update", self.steps)
         if not self.validation_share + self.test_share < 0.9:
             raise InvalidInput("validation_share, test_share", "together less than 0.9",
                                (self.validation_share, self.test_share))

@@ -40,7 +40,7 @@ def test_beating_a_constant_that_loses_is_not_enough() -> None:
 
 
 def test_every_seed_is_a_market_that_nothing_was_tuned_on() -> None:
-    runs = planted_runs(argparse.Namespace(seeds=3, steps=1_000, lookback=3_000), ("ppo", "sac"))
+    runs = planted_runs(argparse.Namespace(seeds=3, steps=5_000, lookback=3_000), ("ppo", "sac"))
     assert [run.settings.seed for run in runs] == [FIRST_MARKET, FIRST_MARKET + 1, FIRST_MARKET + 2] * 2
     assert len({run.name for run in runs}) == 6
     assert FIRST_MARKET > 105

@@ -89,11 +89,19 @@ def test_the_hubs_own_command_gets_the_market_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize(("word", "changed"), [
     ("COINS", {"symbols": ()}), ("COINS", {"symbols": ("BTC", "BTC")}), ("RL", {"rl": "perhaps"}),
-    ("ALGO", {"algorithms": ("dqn",)}), ("rl-weekday", {"rl_weekday": 7}), ("STEPS", {"steps": float("nan")}),
-    ("LOOKBACK", {"lookback_bars": 0}), ("BO_TRIALS", {"bo_trials": 0})])
+    ("ALGO", {"algorithms": ("dqn",)}), ("ALGO: must be different", {"algorithms": ("ppo", "ppo")}),
+    ("rl-weekday", {"rl_weekday": 7}), ("STEPS", {"steps": float("nan")}),
+    ("LOOKBACK", {"lookback_bars": 2_999}), ("BO_TRIALS", {"bo_trials": 0}), ("BO_TRIALS", {"bo_trials": 1_001}),
+    ("STEPS", {"steps": 999}), ("STEPS", {"steps": 4_000}), ("SIZE", {"size": "huge"}),
+    ("HEADS", {"heads": "linear,tree"}), ("WINDOW", {"window_bars": 9}), ("FOLDS", {"folds": 51}),
+    ("TRIALS", {"trials": 0})])
 def test_what_cannot_be_is_refused_by_its_word(word: str, changed: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=word):
         replace(SETTINGS, **changed)  # type: ignore[arg-type]
+
+
+def test_a_night_without_reinforcement_learning_does_not_ask_for_its_steps() -> None:
+    assert replace(SETTINGS, rl="no", steps=4_000).steps == 4_000
 
 
 def test_a_step_knows_all_that_it_waits_for() -> None:

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -30,26 +31,53 @@ def taken(arguments: list[str]) -> dict[str, Any]:
     return main.make_context("nightly", arguments).params
 
 
+def arguments(target: str, module: str, *variables: str) -> list[str]:
+    """Of what `make` with this target, these variables and no others would start."""
+    said = subprocess.run(["make", "-n", "--no-print-directory", target, *variables], cwd=ROOT, text=True,
+                          env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, check=True).stdout
+    line = next(line for line in said.replace("\\\n", " ").splitlines() if module in line)
+    words = shlex.split(line)
+    return words[words.index(module) + 1:]
+
+
 def made(*variables: str) -> dict[str, Any]:
     """What `make nightly` with these variables and no others would start, as the command takes it."""
-    said = subprocess.run(["make", "-n", "--no-print-directory", "nightly", *variables], cwd=ROOT, text=True,
-                          env={"PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, check=True).stdout
-    line = next(line for line in said.replace("\\\n", " ").splitlines() if "train.nightly" in line)
-    words = shlex.split(line)
-    return taken(words[words.index("train.nightly") + 1:])
+    return taken(arguments("nightly", "train.nightly", *variables))
 
 
 def test_make_passes_on_what_it_is_given() -> None:
     plain = made("HUB_HOME=/h")
     assert (plain["home"], plain["rl"], plain["night"], plain["data_dir"]) == (Path("/h"), "auto", "", None)
     given = made("HUB_HOME=/h", "HUB_DATA_DIR=/bars", "COINS=SOL,BTC", "LOOKBACK=6000", "HEADS=linear", "TRIALS=2",
-                 "BO_TRIALS=8", "STEPS=20000", "RL=1", "ALGO=ppo", "SIZE=full", "NIGHT=x", "HUB_URL=http://h:1",
+                 "BO_TRIALS=8", "STEPS=2e4", "RL=1", "ALGO=ppo", "SIZE=full", "NIGHT=x", "HUB_URL=http://h:1",
                  "MARKET=files", "FOLDS=1", "WINDOW=30", "MIN_PF=1.2")
     wanted = {"data_dir": "/bars", "coins": "SOL,BTC", "lookback": 6000, "heads": "linear", "trials": 2, "bo_trials": 8,
-              "steps": 20_000, "rl": "yes", "algo": "ppo", "size": "full", "night": "x", "hub_url": "http://h:1",
+              "steps": "2e4", "rl": "yes", "algo": "ppo", "size": "full", "night": "x", "hub_url": "http://h:1",
               "market": "files", "folds": 1, "window": 30, "min_pf": 1.2}
     assert {name: given[name] for name in wanted} == wanted
     assert [made(f"RL={asked}")["rl"] for asked in ("0", "no", "yes", "auto")] == ["no", "no", "yes", "auto"]
+
+
+def test_make_passes_on_a_wrong_word_so_that_it_is_refused() -> None:
+    for word in ("2", "weekly"):
+        with pytest.raises(click.BadParameter):
+            made(f"RL={word}")
+
+
+@pytest.mark.parametrize(("target", "module", "switch", "option"), [
+    ("retrain_rl", "train.rl.retrain_rl", "EPISODES", "--episodes"),
+    ("retrain_rl", "train.rl.retrain_rl", "STRICT", "--strict"),
+    ("retrain_sup", "train.retrain_sup", "STRICT", "--strict"), ("bo", "train.bo.optimise", "STRICT", "--strict"),
+    ("forward_test", "ci.forward_test", "STRICT", "--strict")])
+def test_nought_and_no_mean_no(target: str, module: str, switch: str, option: str) -> None:
+    said = {word: option in arguments(target, module, "CANDIDATE=x", f"{switch}={word}") for word in
+            ("", "0", "no", "1", "yes")}
+    assert said == {"": False, "0": False, "no": False, "1": True, "yes": True}
+
+
+def test_make_passes_on_how_often_sac_updates() -> None:
+    words = arguments("retrain_rl", "train.rl.retrain_rl", "STEPS_PER_UPDATE=4", "ALGO=sac")
+    assert words[words.index("--steps-per-update") + 1] == "4"
 
 
 def test_the_cron_line_starts_make_nightly_for_one_user() -> None:

@@ -21,7 +21,8 @@ def test_the_full_profile_has_the_users_own_figures() -> None:
     ("ALGO", {"algo": "dqn"}), ("SIZE", {"size": "huge"}), ("STEPS", {"steps": 10}),
     ("LOOKBACK", {"lookback_bars": 10}), ("SEEDS", {"seeds": 0}), ("STEPS_PER_UPDATE", {"steps_per_update": 0}),
     ("PATIENCE", {"patience": 0}), ("COINS", {"symbols": ()}), ("COINS", {"symbols": ("BTC", "BTC")}),
-    ("test_share", {"test_share": 0.8})])
+    ("test_share", {"test_share": 0.8}), ("STEPS: must be more than 4096", {"algo": "sac", "steps": 4_096}),
+    ("STEPS: must be more than 10000", {"algo": "sac", "size": "full", "steps": 10_000})])
 def test_what_is_out_of_range_is_refused_by_its_word(word: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=word):
         RlSettings(**{"symbols": ("BTC",), **changes})
