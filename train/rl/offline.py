@@ -76,9 +76,12 @@ def _transition(record: EpisodeRecord, settings: EnvSettings) -> tuple[list[floa
         return None
     levels = record.decision["executed"]
     exposure = outcome.size * outcome.entry_price / equity
-    size = min(1.0, exposure * levels["sl_pct"] / limits.risk_per_trade)
+    stop = float(np.clip(levels["sl_pct"], limits.least_stop_pct, limits.most_stop_pct))
+    size = min(1.0, exposure * stop / limits.risk_per_trade)
     action = [direction.sign * size, *_places(levels["sl_pct"], levels["tp_pct"], limits)]
-    reward = outcome.net_pnl / equity / limits.risk_per_trade
+    # An actor cannot ask for more than this: of a larger trade it would have earned its share.
+    share = min(1.0, size * limits.risk_per_trade / stop / exposure, limits.most_exposure / exposure)
+    reward = share * outcome.net_pnl / equity / limits.risk_per_trade
     return values, action, float(np.clip(reward, -settings.reward_clip, settings.reward_clip))
 
 

@@ -80,6 +80,21 @@ def test_a_great_loss_is_cut_like_any_reward_and_no_ledger_is_said(tmp_path: Pat
         add_episodes(Experience(5), tmp_path / "nothing", EnvSettings(), STANDARD, ALL_TIME, SYMBOLS)
 
 
+def test_of_a_trade_larger_than_an_actor_can_ask_for_it_is_credited_with_its_share(tmp_path: Path) -> None:
+    """Five times the most that is allowed at this stop: 125 % of equity instead of 25 %."""
+    _, drawn = remembered(tmp_path, episode(1, outcome={"size": 125.0}))
+    asked = wanted(drawn["action"][0], ActorLimits())
+    assert float(asked.exposure) == pytest.approx(-0.25, rel=1e-5)
+    assert drawn["reward"][0] == pytest.approx(-5 / 10_000 / 0.002 / 5)
+
+
+def test_the_size_of_a_trade_with_a_stop_beyond_the_actors_is_that_of_its_exposure(tmp_path: Path) -> None:
+    executed = {"leverage": 5.0, "tp_pct": 0.012, "sl_pct": 0.1, "min_conf": 0.5}
+    _, drawn = remembered(tmp_path, episode(1, decision={"executed": executed}, outcome={"size": 2.0}))
+    assert float(wanted(drawn["action"][0], ActorLimits()).exposure) == pytest.approx(-0.02, rel=1e-5)
+    assert drawn["reward"][0] == pytest.approx(-5 / 10_000 / 0.002)
+
+
 def test_only_trades_that_lie_within_the_training_range_as_a_whole_and_are_of_its_symbols_are_remembered(
         tmp_path: Path) -> None:
     def held(entry_ms: int, exit_ms: int) -> EpisodeRecord:
