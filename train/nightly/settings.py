@@ -89,6 +89,8 @@ def no_rl_because(settings: NightSettings, now_ms: int) -> str:
 
 def night_plan(home: Path, settings: NightSettings, now_ms: int) -> Plan:
     """The table. now_ms: of the market's clock."""
+    from train.retrain_settings import HEADS  # with every learner behind it
+
     base = ("--home", str(home))
     market = (*base, "--coins", ",".join(settings.symbols), "--market", settings.market,
               *_given("--data-dir", settings.data_dir), "--seed", str(settings.seed), "--signal", str(settings.signal),
@@ -111,7 +113,8 @@ def night_plan(home: Path, settings: NightSettings, now_ms: int) -> Plan:
         Step("supervised", (
             *PYTHON, "train.retrain_sup", *job, "--keep-back", "--window", str(settings.window_bars),
             *_given("--heads", settings.heads), "--trials", str(settings.trials), "--folds", str(settings.folds),
-            "--size", settings.size), ("features",), makes=("models/candidate_*.pt", "models/embedder.pt")),
+            "--size", settings.size), ("features",), makes=(*(f"models/candidate_{head}.pt" for head in HEADS),
+                                                             "models/embedder.pt")),
         *learners,
         Step("bo", (*PYTHON, "train.bo.optimise", *job, "--keep-back", "--trials", str(settings.bo_trials)),
              ("features",), makes=("models/param_start.json",)),

@@ -61,6 +61,15 @@ def test_what_was_asked_for_reaches_the_commands() -> None:
     assert "--symbols SOL,BTC" in command_of("features")
 
 
+def test_no_step_takes_the_candidates_of_another_that_runs_beside_it() -> None:
+    steps = night_plan(HOME, SETTINGS, SUNDAY_MS).steps
+    made = [pattern for step in steps.values() for pattern in step.makes]
+    assert not any("*" in pattern for pattern in made)
+    assert len(set(made)) == len(made)
+    assert {"models/candidate_linear.pt", "models/candidate_ensemble.pt"} <= set(steps["supervised"].makes)
+    assert steps["rl.sac"].makes == ("models/candidate_sac.pt",)
+
+
 def test_candidates_are_handed_over_after_their_test_only() -> None:
     for name in ("supervised", "rl.ppo", "rl.sac", "bo"):
         assert "--keep-back" in command_of(name)
