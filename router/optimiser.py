@@ -71,10 +71,6 @@ class _Bucket:
     fitted: dict[Place, Arm]
     fitted_ms: int
 
-    @property
-    def trades(self) -> int:
-        return sum(arm.trades for arm in self.fitted.values())
-
 
 class BayesianOptimiser:
     """Learns and suggests target and stop. Asking changes nothing.
@@ -117,9 +113,13 @@ class BayesianOptimiser:
         return {**proposed, "tp_pct": tp_pct, "sl_pct": sl_pct}
 
     def suggests(self, strategy: str, bucket: str) -> bool:
-        """Whether it has seen enough of this bucket to say more than the bandit."""
+        """Whether it has seen enough of this bucket, at points of today's grid, to say more than the bandit."""
         known = self._buckets.get((strategy, bucket))
-        return known is not None and known.trades >= self.settings.min_samples
+        if known is None:
+            return False
+        tp_axis, sl_axis = (set(axis.tolist()) for axis in self._axes(strategy))
+        return sum(arm.trades for (tp_pct, sl_pct), arm in known.fitted.items()
+                   if tp_pct in tp_axis and sl_pct in sl_axis) >= self.settings.min_samples
 
     def update(self, strategy: str, features: Sequence[float], reward: float, now_ms: int = 0) -> None:
         """Credit what `suggest(strategy, features)` answers now, to the bandit as well. Where trades overlap, or were

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,16 @@ def test_other_grids_keep_what_still_applies() -> None:
     assert (found.posterior("momentum", "calm_up").mean == 0).all()
     found.reconfigure({"default": GRID}, EAGER)
     np.testing.assert_array_equal(found.posterior("momentum", "calm_up").mean, before.mean)
+
+
+def test_trades_at_points_that_the_grid_no_longer_has_do_not_count_towards_a_suggestion() -> None:
+    found = optimiser(replace(EAGER, min_samples=30))
+    taught(found, 40)
+    assert found.suggests("momentum", "calm_up")
+    found.reconfigure({"default": ParamGrid(tp_grid_pct=(0.02, 0.03))}, found.settings)
+    assert not found.suggests("momentum", "calm_up")
+    found.reconfigure({"default": GRID}, found.settings)
+    assert found.suggests("momentum", "calm_up")
 
 
 def test_a_grid_of_one_value_each_is_that_value() -> None:
