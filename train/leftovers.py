@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 import psutil
 
@@ -15,15 +14,23 @@ def marked(name: str, value: str) -> list[psutil.Process]:
 
 
 def end_marked(name: str, value: str, grace_s: float = 2.0) -> int:
-    """Ask them to end, then kill what is still there; how many there were. Looks again for what they have started."""
+    """Ask them to end, then kill what is still there; how many there were. Looks again for what they have started.
+
+    One that may not be ended, as it has become another user's, is left alone.
+    """
     seen: set[int] = set()
-    while alive := marked(name, value):
+    beyond: set[int] = set()
+    while alive := [process for process in marked(name, value) if process.pid not in beyond]:
         for process in alive:
-            with suppress(psutil.NoSuchProcess):
+            try:
                 process.kill() if process.pid in seen else process.terminate()
+            except psutil.NoSuchProcess:
+                pass
+            except psutil.AccessDenied:
+                beyond.add(process.pid)
         seen |= {process.pid for process in alive}
         psutil.wait_procs(alive, timeout=grace_s)
-    return len(seen)
+    return len(seen - beyond)
 
 
 def _carries(process: psutil.Process, name: str, value: str) -> bool:

@@ -60,8 +60,7 @@ class NightRun:
                     self._look()
         finally:
             for running in self._running.values():
-                self._jobs.stop(running.job)
-                self._listen(running)
+                self._stop(running)
         return {name: self._ended[name] for name in steps}
 
     def _settle(self, step: Step) -> None:
@@ -109,6 +108,14 @@ class NightRun:
         self._night.log_of(running.step.name).write_text(output)
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         running.line = lines[-1][:500] if lines else ""
+
+    def _stop(self, running: _Running) -> None:
+        """End the job and keep what it has printed. What goes wrong is said: the other jobs must be stopped as well."""
+        for act in (lambda: self._jobs.stop(running.job), lambda: self._listen(running)):
+            try:
+                act()
+            except Exception as error:  # of Ray's client, which raises many kinds, or of a full disk
+                self._told.goes_on(running.step.name, f"could not be stopped as it should be: {error}")
 
     def _note(self, ended: Ended, before: bool = False) -> None:
         self._ended[ended.step] = ended

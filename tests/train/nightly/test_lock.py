@@ -7,6 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 from waiting import eventually
 
@@ -70,6 +71,25 @@ def test_what_ends_by_itself_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     process.stdin.close()
     assert end_what_was_left(tmp_path) == 0
     assert process.wait(10) == 0
+
+
+def test_what_may_not_be_ended_is_left_alone_and_the_others_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        def __init__(self, pid: int, allowed: bool) -> None:
+            self.pid, self._allowed, self.alive = pid, allowed, True
+
+        def terminate(self) -> None:
+            if not self._allowed:
+                raise psutil.AccessDenied(self.pid)
+            self.alive = False
+
+        kill = terminate
+
+    theirs, own = Process(1, False), Process(2, True)
+    monkeypatch.setattr("train.leftovers.marked", lambda *_: [one for one in (theirs, own) if one.alive])
+    monkeypatch.setattr("psutil.wait_procs", lambda *_, **__: None)
+    assert end_marked(MARK, "somebody's") == 1
+    assert (theirs.alive, own.alive) == (True, False)
 
 
 def test_nothing_is_found_of_a_mark_that_nobody_carries() -> None:

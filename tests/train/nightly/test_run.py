@@ -196,6 +196,26 @@ def test_an_interrupted_night_stops_its_job_and_goes_on_there(tmp_path: Path, mo
     assert night.kept("waits") is None
 
 
+def test_a_job_that_cannot_be_stopped_leaves_no_other_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unstoppable(HereJobs):
+        def stop(self, job: str) -> None:
+            super().stop(job)
+            if job.startswith("one"):
+                monkeypatch.setattr(self, "output", unreadable)
+                raise RuntimeError("the cluster does not answer")
+
+    def unreadable(job: str) -> str:
+        raise OSError("no space")
+
+    monkeypatch.setattr("train.nightly.run.LISTEN_EVERY_S", 0.0)
+    jobs, heard = Unstoppable(tmp_path / "logs"), Heard(interrupt_at="two")
+    night = Night(tmp_path, "a night", Plan(Step(name, (sys.executable, "-c", WAITS)) for name in ("one", "two")))
+    with pytest.raises(KeyboardInterrupt):
+        NightRun(night, jobs, heard, side_by_side=2, look_every_s=0.01).run()
+    assert len(jobs.running) == 2
+    assert all(process.poll() is not None for process in jobs.running.values())
+
+
 def test_nights_before_tell_what_their_steps_took_and_old_ones_are_forgotten(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         run(tmp_path, says("a"), says("b", code=1), name=name)
