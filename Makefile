@@ -80,7 +80,8 @@ nightly: $(INSTALLED) ## Every job of a night, resumable, one report (RL=1|0, NI
 
 forward_test: $(INSTALLED) ## A candidate on bars later than its training (CANDIDATE=var/models/candidate_linear.pt MIN_PF=1.5)
 	@$(BIN)/python -W ignore::DeprecationWarning -m ci.forward_test --home $(HUB_HOME) --path $(CANDIDATE) \
-	  $(GIVEN_COINS) $(if $(MIN_PF),--min-pf $(MIN_PF)) $(if $(MAX_DD),--max-dd $(MAX_DD)) $(call asked,$(STRICT),--strict)
+	  $(GIVEN_COINS) $(if $(MIN_PF),--min-pf $(MIN_PF)) $(if $(MIN_TRADES),--min-trades $(MIN_TRADES)) \
+	  $(if $(MAX_DD),--max-dd $(MAX_DD)) $(call asked,$(STRICT),--strict)
 
 ci_pipeline: $(INSTALLED) ## Tests, training, forward test, MLflow, S3 or folder, webhook, challenger (LOCAL=0: no S3 and hub of its own)
 	@$(BIN)/python -W ignore::DeprecationWarning -m ci.pipeline --home $(HUB_HOME) $(if $(filter 0,$(LOCAL)),,--local-s3) \

@@ -87,6 +87,8 @@ def read_candidate(path: Path) -> Bundle:
 @click.option("--lookback", default=ForwardSettings.most_bars, show_default=True,
               help="Bars of each symbol at most, the first ones after training.")
 @click.option("--min-pf", default=0.0, show_default=True, help="Profit factor that is demanded; 0: none.")
+@click.option("--min-trades", default=ForwardSettings.least_trades, show_default=True,
+              help="Trades that are demanded, so that something was tested; 0: none.")
 @click.option("--max-dd", default=0.04, show_default=True, help="Fall of allotted capital that is allowed.")
 @click.option("--strict", is_flag=True, help="Demand a profit factor of 1.5 and the judgement of its training too.")
 @click.option("--seed", default=7, show_default=True, help="Of a generated market.")
@@ -94,14 +96,15 @@ def read_candidate(path: Path) -> Bundle:
 @click.option("--generated-bars", default=43_200, show_default=True)
 @click.option("--report", "name", default=REPORT, show_default=True, help="Its name below HOME/reports.")
 def main(home: Path, path: Path, embedder: Path | None, market: str, data_dir: str | None, coins: str, lookback: int,
-         min_pf: float, max_dd: float, strict: bool, seed: int, signal: float, generated_bars: int, name: str) -> None:
+         min_pf: float, min_trades: int, max_dd: float, strict: bool, seed: int, signal: float, generated_bars: int,
+         name: str) -> None:
     """Play a candidate on bars later than its training."""
     warnings.filterwarnings("ignore")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     console, began = Console(width=None if sys.stdout.isatty() else 160, highlight=False), time.monotonic()
     try:
         bundle = read_candidate(path)
-        settings = ForwardSettings(symbols_of(bundle, coins), lookback, min_pf, max_dd, strict)
+        settings = ForwardSettings(symbols_of(bundle, coins), lookback, min_pf, max_dd, strict, min_trades)
         opened = open_market(market, data_dir, settings.symbols, seed, signal, generated_bars)
         console.print(opened.describe(), soft_wrap=True)
         result = forward_tested(home, bundle, opened, settings, None if embedder is None else read_bundle(embedder))

@@ -2,8 +2,8 @@
 
 A candidate is loaded as a hub would load it, asked row by row as a hub would ask it, and its brackets are filled by the
 market engine in one slot per symbol, costs in. What it earned is a figure; what it must not be is unsound, different
-from one time to the next, or the cause of a deep fall. On so few bars a profit factor proves nothing, so by default
-none is demanded: the hub gives a new policy a tenth at most, and its gates judge it live.
+from one time to the next, silent, or the cause of a deep fall. On so few bars a profit factor proves nothing, so by
+default none is demanded: the hub gives a new policy a tenth at most, and its gates judge it live.
 """
 
 from __future__ import annotations

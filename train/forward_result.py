@@ -24,7 +24,7 @@ STRICT_PROFIT_FACTOR = 1.5  # under which the hub's gates throttle
 class ForwardSettings:
     """symbols: that are played. most_bars: of each symbol, the first ones after training. least_profit_factor: 0
     demands none. most_drawdown: of allotted capital, as a fraction. strict: the profit factor and the judgement of the
-    manifest must be good as well.
+    manifest must be good as well. least_trades: by which something was tested at all; 0 demands none.
 
     A head that earns nothing pays its costs on every trade, so over a long enough stretch it reaches any fall. The
     default is two days, in which a head of two symbols makes the hundred trades or so after which the hub's own gates
@@ -36,6 +36,7 @@ class ForwardSettings:
     least_profit_factor: Annotated[float, Ge(0), Le(1_000)] = 0.0
     most_drawdown: Annotated[float, Gt(0), Le(1)] = 0.04
     strict: bool = False
+    least_trades: Annotated[int, Ge(0), Le(1_000_000)] = 1
     horizon_bars: Annotated[int, Ge(1), Le(10_000)] = Brackets.horizon_bars
     strategy: str = "momentum"
     costs: Costs = field(default_factory=Costs)
@@ -44,7 +45,8 @@ class ForwardSettings:
         if not self.symbols or len(set(self.symbols)) != len(self.symbols) or not all(self.symbols):
             raise InvalidInput("COINS", "different symbols, at least one", self.symbols)
         for name, value, low, high in (("LOOKBACK", self.most_bars, 1, 1_000_000), ("max-dd", self.most_drawdown, 0, 1),
-                                       ("min-pf", self.least_profit_factor, 0, 1_000)):
+                                       ("min-pf", self.least_profit_factor, 0, 1_000),
+                                       ("min-trades", self.least_trades, 0, 1_000_000)):
             if not low <= value <= high or (name == "max-dd" and value == 0):
                 raise InvalidInput(name, f"{low} to {high}" + (", above 0" if name == "max-dd" else ""), value)
 
@@ -113,6 +115,8 @@ def demands_of(played: Played | None, until_ms: int | None, bundle: Bundle,
                f"again", float(played.changed), 0.0),
         Demand("drawdown", fall <= most_fall, f"drawdown {fall:.2f} % of allotted capital, at most {most_fall:g} % is "
                f"allowed", fall, most_fall)]
+    if settings.least_trades > 0:
+        demands.append(_traded(played.figures.trades, settings.least_trades))
     least = max(settings.least_profit_factor, STRICT_PROFIT_FACTOR if settings.strict else 0.0)
     if least > 0:
         demands.append(Demand("profit factor", factor >= least, f"profit factor {factor:.2f} over "
@@ -120,6 +124,11 @@ def demands_of(played: Played | None, until_ms: int | None, bundle: Bundle,
     if settings.strict:
         demands.append(_judged(bundle))
     return demands
+
+
+def _traded(trades: int, least: int) -> Demand:
+    said = f"{trades} trades, at least {least} asked for" if trades else "it never traded: nothing was tested"
+    return Demand("trades", trades >= least, said, float(trades), float(least))
 
 
 def _judged(bundle: Bundle) -> Demand:

@@ -198,14 +198,24 @@ def test_too_deep_a_fall_and_too_small_a_profit_factor_are_missed(play: Callable
     assert play(bundle, most_drawdown=0.0101 * fall, least_profit_factor=factor * 0.99).passed
 
 
-def test_a_head_that_never_trades_passes_until_a_profit_factor_is_demanded(
+def test_of_a_head_that_never_trades_nothing_was_tested_and_it_does_not_pass(
         play: Callable[..., ForwardResult]) -> None:
     silent = trained(momentum_bundle(threshold=90.0))
     found = play(silent, symbols=("BTC",), most_bars=50)
-    assert found.passed
+    assert found.missed == ("it never traded: nothing was tested",)
     assert found.played is not None
     assert np.isnan(found.played.figures.profit_factor)
-    assert not play(silent, symbols=("BTC",), most_bars=50, least_profit_factor=0.1).passed
+    assert play(silent, symbols=("BTC",), most_bars=50, least_trades=0).passed
+    assert not play(silent, symbols=("BTC",), most_bars=50, least_trades=0, least_profit_factor=0.1).passed
+
+
+def test_so_many_trades_can_be_asked_for(play: Callable[..., ForwardResult]) -> None:
+    bundle = trained(momentum_bundle(threshold=0.5))
+    played = play(bundle).played
+    assert played is not None
+    trades = played.figures.trades
+    assert play(bundle, least_trades=trades).passed
+    assert play(bundle, least_trades=trades + 1).missed == (f"{trades} trades, at least {trades + 1} asked for",)
 
 
 def test_a_head_that_changes_its_mind_is_found_out(play: Callable[..., ForwardResult]) -> None:
@@ -277,16 +287,17 @@ def test_the_report_is_plain_json_with_every_demand(play: Callable[..., ForwardR
     report = json.loads((tmp_path / "forward_test.json").read_text())
     assert report == {"rows": [], "market": "generated", **json.loads(json.dumps(as_json(found)))}
     assert [demand["name"] for demand in report["demands"]] == ["sound", "later bars", "answers", "deterministic",
-                                                                "drawdown"]
+                                                                "drawdown", "trades"]
     assert {entry["symbol"] for entry in report["by_symbol"]} == set(SYMBOLS)
     assert "Fall from the peak" in page.read_text()
-    assert table_of(found).row_count == 5
+    assert table_of(found).row_count == 6
     assert "profit factor" in sentence_of(found)
 
 
 @pytest.mark.parametrize("settings", [
     {"symbols": ()}, {"symbols": ("BTC", "BTC")}, {"most_bars": 0}, {"most_drawdown": 0.0},
-    {"most_drawdown": float("nan")}, {"least_profit_factor": -1.0}, {"least_profit_factor": float("nan")}])
+    {"most_drawdown": float("nan")}, {"least_profit_factor": -1.0}, {"least_profit_factor": float("nan")},
+    {"least_trades": -1}])
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         ForwardSettings(**{"symbols": SYMBOLS, **settings})
