@@ -19,7 +19,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from feature_repo.market import KINDS, Market
+from feature_repo.market import KINDS, Market, symbols_in
 from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.bundle import Bundle, read_bundle
 from policies.embedder import version_of
@@ -61,7 +61,7 @@ def kept_embedder(home: Path, version: str) -> Bundle | None:
 def symbols_of(bundle: Bundle, coins: str) -> tuple[str, ...]:
     """Those asked for, or those that it was trained on."""
     trained: Any = bundle.manifest.trained_on.get("symbols", ())
-    chosen = tuple(coins.split(",")) if coins else tuple(map(str, trained)) if isinstance(trained, list | tuple) else ()
+    chosen = symbols_in(coins) if coins else tuple(map(str, trained)) if isinstance(trained, list | tuple) else ()
     if not chosen:
         raise InvalidInput("COINS", "given, as the manifest names no symbols", coins)
     return chosen

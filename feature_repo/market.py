@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ KINDS = ("files", "hyperliquid", "generated")
 
 # Of a recorded or generated run, what comes before is for training and what comes after is replayed.
 TRAINING_SHARE = 0.6
+_THOUSANDS = re.compile("k[A-Z0-9]+")  # Hyperliquid's perpetuals of a thousand coins, such as kPEPE
 
 
 class Market(Protocol):
@@ -74,6 +76,15 @@ class ChosenMarket:
 
     def describe(self) -> str:
         return f"{self.market.describe()}; {self.reason}"
+
+
+def symbols_in(text: str) -> tuple[str, ...]:
+    """The symbols of what a user wrote, such as "BTC, eth": in capitals, but for the k of Hyperliquid's thousands.
+
+    A name that is missing between two commas is ""; whoever uses the symbols refuses it.
+    """
+    names = [name.strip() for name in text.split(",")]
+    return tuple(name if _THOUSANDS.fullmatch(name) else name.upper() for name in names)
 
 
 def choose_market(data_dir: str | None, kind: str | None = None, *, symbols: Sequence[str] | None = None,

@@ -64,13 +64,14 @@ def up(options: dict[str, Any], data_dir: str | None, training: bool, mlflow: bo
 @click.pass_obj
 def features(options: dict[str, Any], data_dir: str | None, symbols: str) -> None:
     """Apply the feature repo and fill its stores; again, and it adds what is new."""
+    from feature_repo.market import symbols_in
     from hub.config import load
     from hub.feature_job import drift_table, extents_table, fill_features
     from hub.home import Home
 
     home, config = Home(options["home"]), load()
     if symbols:
-        config = replace(config, market=replace(config.market, symbols=tuple(symbols.split(","))))
+        config = replace(config, market=replace(config.market, symbols=symbols_in(symbols)))
     home.create()
     run = fill_features(home, config, data_dir, click.echo)
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)

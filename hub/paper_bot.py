@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from feature_repo.market import KINDS, choose_market
+from feature_repo.market import KINDS, choose_market, symbols_in
 from hub.client import Advice, Delivery, HubClient, OwnTrade
 from hub.llm_stub import LlmStub, LlmStubSettings
 from policies.bars import Bars
@@ -312,7 +312,7 @@ def main(url: str, token_file: Path, market: str, data_dir: str | None, market_s
          bar_count: int, stop_ms: int | None, equity: float, seed: int, llm_trades: bool, concurrency: int,
          timeout_ms: int, run_id: str, outbox: Path) -> None:
     """Trade recorded bars on paper with the hub's advice and print what came of it as JSON."""
-    names = symbols.split(",")
+    names = symbols_in(symbols)
     try:
         chosen = choose_market(data_dir, None if market == "auto" else market, symbols=names, seed=market_seed)
         bars = {symbol: chosen.bars(symbol, None, stop_ms) for symbol in names}

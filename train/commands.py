@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import click
 from rich.console import Console
 
-from feature_repo.market import KINDS, Market
+from feature_repo.market import KINDS, Market, symbols_in
 from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.errors import BundleRefused, HubError, InvalidInput
 from train.handover import HubDoor
@@ -54,7 +54,9 @@ class MarketOptions:
     generated_bars: int
 
     def opened(self, symbols: tuple[str, ...]) -> Market:
-        return open_market(self.kind, self.data_dir, symbols, self.seed, self.signal, self.generated_bars)
+        """A symbol or a folder that is not there is a wrong argument."""
+        return cast(Market, settings_of(
+            lambda: open_market(self.kind, self.data_dir, symbols, self.seed, self.signal, self.generated_bars)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class JobOptions:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        return tuple(self.coins.split(","))
+        return symbols_in(self.coins)
 
     @property
     def door(self) -> HubDoor:

@@ -22,7 +22,7 @@ from annotated_types import Ge, Le
 
 from feature_repo.definitions import LABEL_NAMES
 from feature_repo.features import DECISION_V1
-from feature_repo.market import Market
+from feature_repo.market import Market, symbols_in
 from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.bars import Bars
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
@@ -178,7 +178,7 @@ def main(home: Path, market: MarketOptions, symbols: str, until_ms: int | None, 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     settings = FirstHeadsSettings(lookback_bars=lookback_bars, training_rows=training_rows)
     try:
-        opened = market.opened(tuple(symbols.split(",")))
+        opened = market.opened(symbols_in(symbols))
         click.echo(opened.describe())
         repo = FeatureRepo(home, OFFLINE_ONLY, opened.origin)
         bundles = train_first_heads(opened, repo, home, time.time_ns() // 1_000_000, until_ms=until_ms,

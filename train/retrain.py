@@ -52,7 +52,7 @@ from train.mae_training import pretrain
 from train.mae_windows import whole_windows
 from train.material import Material, keep_material, load_material
 from train.pool import Job, Pool
-from train.retrain_settings import RetrainSettings
+from train.retrain_settings import LEAST_BARS, RetrainSettings
 from train.steps import Steps, key_of
 from train.supervised import ENSEMBLE, PLANS
 from train.sweep import FINISHED, SweepSettings, Trial, best_of
@@ -77,7 +77,7 @@ class Retraining:
         home = home.resolve()  # workers have working folders of their own
         self._market, self._repo, self._home = market, repo, home
         self._settings, self._pool, self.told = settings, pool, told
-        self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
+        self._bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars, LEAST_BARS)
         self._joined = Joined(market, repo, self._bars)
         self._code = code_version()
         self._failed: dict[str, str] = {}

@@ -18,6 +18,9 @@ SIZES = ("small", "full")
 HEADS = (*PLANS, ENSEMBLE)
 RANGES = {"WINDOW": ("window_bars", 10, WINDOW_BARS), "LOOKBACK": ("lookback_bars", 3_000, 1_000_000),
           "TRIALS": ("trials", 1, 1_000), "SEEDS": ("seeds", 1, 100), "FOLDS": ("folds", 1, 50)}
+# The tests of the walk-forward are the later half of the rows and must be two blocks of 240 bars at least; rows begin
+# where every feature is there, after some 120 bars, and end a horizon before the bars do.
+LEAST_BARS = 1_100
 FIT_ROWS = {"small": 12_000, "full": 1_000_000}  # of a fit at most; neighbouring rows are nearly the same
 
 

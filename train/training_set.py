@@ -54,16 +54,19 @@ def live_start_ms(market: Market, until_ms: int | None, bars: int) -> int | None
     return until_ms - min(bars, LIVE_BARS) * MINUTE_MS
 
 
-def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int) -> dict[str, Bars]:
+def bars_until(market: Market, symbols: Sequence[str], until_ms: int | None, lookback_bars: int,
+               least_bars: int = 2 * LOOKBACK_BARS) -> dict[str, Bars]:
     """The last `lookback_bars` bars of each symbol, of a live market LIVE_BARS at most; none that closes after until_ms
-    (None: to the end). MarketUnavailable while a live market does not tell its funding."""
+    (None: to the end). InvalidInput if there are fewer than least_bars; MarketUnavailable while a live market does not
+    tell its funding."""
     bars, start_ms = {}, live_start_ms(market, until_ms, lookback_bars)
     for symbol in symbols:
         run = funded(market, market.bars(symbol, start_ms=start_ms, stop_ms=until_ms))
         if until_ms is not None:
             run = run.slice(0, int(np.searchsorted(run.close_time_ms, until_ms, "right")))
-        if len(run) < 2 * LOOKBACK_BARS:
-            raise InvalidInput("until_ms", f"after at least {2 * LOOKBACK_BARS} bars of {symbol}", until_ms)
+        if len(run) < least_bars:
+            raise InvalidInput("COINS", f"symbols with at least {least_bars} bars for training, whatever LOOKBACK is",
+                               f"{symbol} with {len(run)}")
         bars[symbol] = run.slice(max(0, len(run) - lookback_bars), len(run))
     return bars
 

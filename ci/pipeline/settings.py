@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import click
 from annotated_types import Ge, Gt, Le
 
-from feature_repo.market import KINDS
+from feature_repo.market import KINDS, symbols_in
 from hub.config import load
 from train.forward_result import ForwardSettings
 
@@ -53,7 +53,7 @@ class PipelineSettings:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        return tuple(self.coins.split(","))
+        return symbols_in(self.coins)
 
     @property
     def url(self) -> str:

@@ -39,6 +39,23 @@ def test_a_command_gets_its_job_its_market_and_its_own_options(tmp_path: Path) -
     assert job.market.opened(job.symbols).name == "generated"
 
 
+def test_coins_are_read_as_people_write_them(tmp_path: Path) -> None:
+    seen: list[tuple[str, ...]] = []
+    for coins in ("BTC, eth", " sol ,kPEPE"):
+        ran(lambda job, own: seen.append(job.symbols) or 0, "--home", str(tmp_path), "--coins", coins)
+    assert seen == [("BTC", "ETH"), ("SOL", "kPEPE")]
+
+
+def test_a_coin_or_a_folder_that_is_not_there_is_a_wrong_argument(tmp_path: Path) -> None:
+    folder = tmp_path / "recorded" / "venue"
+    folder.mkdir(parents=True)
+    (folder / "BTC_1m_a_b.csv").write_text("timestamp,open,high,low,close,volume\n0,1,1,1,1,1\n")
+    for coins, data_dir in (("BTC,DOGE", folder.parent), ("BTC", tmp_path / "none")):
+        refused = ran(lambda job, own: job.market.opened(job.symbols) and 0, "--home", str(tmp_path), "--market",
+                      "files", "--data-dir", str(data_dir), "--coins", coins)
+        assert refused.exit_code == 2, refused.output
+
+
 def test_a_home_is_named_from_the_working_folder_once_and_for_all(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -99,4 +99,5 @@ def test_too_little_history_is_an_error_in_words(tmp_path: Path) -> None:
     answer = CliRunner().invoke(main, ["--home", str(tmp_path), "--market", "generated", "--until-ms",
                                        str(START_MS + 100 * MINUTE_MS)])
     assert answer.exit_code == 1
-    assert "until_ms" in answer.output
+    assert "COINS" in answer.output
+    assert "BTC with 100" in answer.output

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+from small_search import PLAIN, SYMBOLS, retraining, without_ray
+
+from feature_repo.generated import GeneratedMarket
+from feature_repo.windows import WINDOW_BARS
 from policies.errors import InvalidInput
 from train.estimate import described, seconds_left
-from train.retrain_settings import RetrainSettings
+from train.retrain_settings import LEAST_BARS, RetrainSettings
 from train.supervised import ENSEMBLE, PLANS
 
 
@@ -24,6 +30,15 @@ def of(**given: object) -> RetrainSettings:
 def test_what_is_out_of_range_is_refused_by_its_own_word(word: str, given: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=word):
         of(**given)
+
+
+def test_the_bars_that_a_search_needs_are_enough_and_one_less_is_refused_in_words(tmp_path: Path) -> None:
+    settings = replace(PLAIN, window_bars=WINDOW_BARS)
+    with without_ray():
+        found = retraining(tmp_path, settings, of=GeneratedMarket(3, 1.0, SYMBOLS, LEAST_BARS)).run()
+    assert {candidate.name for candidate in found.candidates} == {"linear", "catboost"}
+    with pytest.raises(InvalidInput, match=f"at least {LEAST_BARS} bars .* got BTC with {LEAST_BARS - 1}"):
+        retraining(tmp_path, settings, of=GeneratedMarket(3, 1.0, SYMBOLS, LEAST_BARS - 1))
 
 
 def test_every_head_brings_the_baseline_that_it_must_beat() -> None:

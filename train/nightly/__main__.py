@@ -21,7 +21,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from feature_repo.market import KINDS
+from feature_repo.market import KINDS, symbols_in
 from policies.errors import HubError, InvalidInput
 from train.estimate import described
 from train.handover import HubDoor
@@ -75,7 +75,7 @@ def main(home: Path, data_dir: str | None, market: str, coins: str, lookback: in
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster ends a pod
     try:
         settings = NightSettings(
-            tuple(coins.split(",")), market, data_dir and str(Path(data_dir).resolve()), lookback, window, heads,
+            symbols_in(coins), market, data_dir and str(Path(data_dir).resolve()), lookback, window, heads,
             trials, folds, bo_trials, rl, rl_weekday, tuple(algo.split(",")), steps_from(steps), size, min_pf,
             hub_url.rstrip("/"), seed, planted, generated_bars)
         if "/" in night or night.startswith("."):

@@ -33,6 +33,7 @@ from feature_repo.drift import (
     level_alarms,
 )
 from feature_repo.features import BARS, DECISION_V1
+from feature_repo.market import symbols_in
 from feature_repo.store import OFFLINE_ONLY, FeatureRepo
 from policies.errors import HubError
 from reports.report import Plot, write_report
@@ -114,7 +115,7 @@ def main(home: Path, coins: str, until_ms: int, market: MarketOptions, out: Path
     """Judge the drift of the last whole day."""
     warnings.filterwarnings("ignore")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    symbols, settings = tuple(coins.split(",")), DriftSettings()
+    symbols, settings = symbols_in(coins), DriftSettings()
     try:
         opened = market.opened(symbols)
         repo = FeatureRepo(home, OFFLINE_ONLY, opened.origin)
