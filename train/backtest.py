@@ -7,7 +7,7 @@ asks the head row by row and is the definition; the fast paths take probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from policies.types import Context, Direction, Outcome, Portfolio
 from train.dataset import FeatureRows
 from train.levels import chosen_directions
 
+Floats = NDArray[np.float64]
 EQUITY = 10_000.0  # USD before every trade: returns are over it, and do not compound
 
 
@@ -70,54 +71,25 @@ def backtest_probabilities(levels: Levels, bars: Mapping[str, Bars], event_time_
     By symbol: event_time_ms, int64 (N,), rising; probabilities of short, flat, long, (N, 3). Milliseconds for 25,000
     rows, where asking the head row by row takes minutes.
     """
-    trades: list[BacktestTrade] = []
-    for symbol in sorted(event_time_ms):
-        times = event_time_ms[symbol]
-        sides = _directions(probabilities[symbol], levels)
-        taken = simulate_slots(bars[symbol], times, sides, levels.leverage, levels.tp_pct, levels.sl_pct, horizon_bars,
-                               costs)
-        fills, quantity = taken.fills, levels.size_fraction * levels.leverage * EQUITY / taken.fills.entry_price
-        returns = quantity * fills.entry_price * (fills.gross - fills.fees - fills.funding) / EQUITY
-        entries = bars[symbol].open_time_ms[np.searchsorted(bars[symbol].open_time_ms, times[taken.place])]
-        rows = zip(sides[taken.place].tolist(), entries.tolist(), bars[symbol].close_time_ms[fills.exit_index].tolist(),
-                   fills.reason.tolist(), returns.tolist(), fills.net_return_on_margin.tolist(), strict=True)
-        trades += [BacktestTrade(symbol, CLASSES[side + 1], entry, exit_, Outcome.EXIT_REASONS[reason], net, on_margin)
-                   for side, entry, exit_, reason, net, on_margin in rows]
-    return report_of(trades)
+    each = (levels.size_fraction, levels.leverage, levels.tp_pct, levels.sl_pct)
+    return report_of([trade for symbol in sorted(event_time_ms) for trade in slot_trades(
+        bars[symbol], event_time_ms[symbol], _directions(probabilities[symbol], levels), *each, horizon_bars, costs)])
 
 
-@dataclass(frozen=True)
-class LevelScores:
-    """What P choices of levels came to, in the words of `BacktestReport.metrics`. All (P,).
-
-    profit_factor: infinite with gains and no loss, NaN with neither.
-    """
-
-    trades: NDArray[np.int64]
-    profit_factor: NDArray[np.float64]
-    max_drawdown_percent: NDArray[np.float64]
-    net_return_percent: NDArray[np.float64]
-
-
-def score_levels(levels: Sequence[Levels], bars: Mapping[str, Bars], event_time_ms: Mapping[str, NDArray[np.int64]],
-                 probabilities: Mapping[str, NDArray[np.float64]], horizon_bars: int, costs: Costs) -> LevelScores:
-    """`backtest_probabilities(...).record` of each of P choices, the same figures to the last bit, in one walk."""
-    leverage, tp_pct, sl_pct, size = (np.array([[getattr(one, name)] for one in levels])
-                                      for name in ("leverage", "tp_pct", "sl_pct", "size_fraction"))
-    found = []
-    for place, symbol in enumerate(sorted(event_time_ms)):
-        sides = np.array([_directions(probabilities[symbol], one) for one in levels])
-        taken = simulate_slots(bars[symbol], event_time_ms[symbol], sides, leverage, tp_pct, sl_pct, horizon_bars,
-                               costs)
-        fills, margin = taken.fills, (size * leverage)[taken.slot, 0] * EQUITY
-        returns = margin / fills.entry_price * fills.entry_price * (fills.gross - fills.fees - fills.funding) / EQUITY
-        found.append((taken.slot, bars[symbol].close_time_ms[fills.exit_index], np.full(len(returns), place), returns))
-    slot, exit_ms, symbols, returns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((symbols, exit_ms, slot))
-    ends = np.searchsorted(slot[order], np.arange(1, len(levels)))
-    scores = [_score(part) for part in np.split(returns[order], ends)]
-    trades, factor, drawdown, net = zip(*scores, strict=True)
-    return LevelScores(np.array(trades), np.array(factor), np.array(drawdown), np.array(net))
+def slot_trades(bars: Bars, time_ms: NDArray[np.int64], direction: NDArray[np.int64], size_fraction: Floats | float,
+                leverage: Floats | float, tp_pct: Floats | float, sl_pct: Floats | float, horizon_bars: int,
+                costs: Costs) -> list[BacktestTrade]:
+    """Of one symbol's rows (N,) at rising times. direction: +1, -1 or 0. The others: of all rows, or of each (N,)."""
+    taken = simulate_slots(bars, time_ms, direction, leverage, tp_pct, sl_pct, horizon_bars, costs)
+    fills, rows = taken.fills, taken.place
+    margin = np.broadcast_to(np.asarray(size_fraction) * leverage * EQUITY, time_ms.shape)[rows]
+    # In the order of the engine's own sums, so that a trade is the same to the last bit.
+    returns = margin / fills.entry_price * fills.entry_price * (fills.gross - fills.fees - fills.funding) / EQUITY
+    entries = bars.open_time_ms[np.searchsorted(bars.open_time_ms, time_ms[rows])]
+    columns = zip(direction[rows].tolist(), entries.tolist(), bars.close_time_ms[fills.exit_index].tolist(),
+                  fills.reason.tolist(), returns.tolist(), fills.net_return_on_margin.tolist(), strict=True)
+    return [BacktestTrade(bars.symbol, CLASSES[side + 1], entry, exit_, Outcome.EXIT_REASONS[reason], net, on_margin)
+            for side, entry, exit_, reason, net, on_margin in columns]
 
 
 def _directions(probabilities: NDArray[np.float64], levels: Levels) -> NDArray[np.int64]:
@@ -126,15 +98,6 @@ def _directions(probabilities: NDArray[np.float64], levels: Levels) -> NDArray[n
             (given >= 0).all() and (np.abs(given.sum(axis=1) - 1.0) <= 1e-3).all()):
         raise InvalidInput("probabilities", "(N, 3), >= 0 and summing to 1", given.shape)
     return chosen_directions(given, levels.min_conf, levels.max_p_flat)
-
-
-def _score(returns: NDArray[np.float64]) -> tuple[int, float, float, float]:
-    """Trades, profit factor, drawdown and net return in percent; summed one by one, as the track record does."""
-    total = np.concatenate([[0.0], np.cumsum(returns)])
-    gain, loss = (float(np.cumsum(np.append(0.0, part))[-1]) for part in (returns[returns > 0], -returns[returns <= 0]))
-    factor = gain / loss if loss > 0 else np.inf if gain > 0 else np.nan
-    fall = float((100.0 * (np.maximum.accumulate(total) - total)).max())
-    return len(returns), factor, fall, 100.0 * float(total[-1])
 
 
 def report_of(trades: list[BacktestTrade]) -> BacktestReport:

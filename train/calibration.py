@@ -33,11 +33,6 @@ class Calibration:
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
 
-    @classmethod
-    def identity(cls) -> Calibration:
-        """For scores that are log probabilities up to a constant."""
-        return cls(np.eye(len(CLASSES), dtype=np.float32), np.zeros(len(CLASSES), dtype=np.float32))
-
     def probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, 3) for (N, 3)."""
         return softmax(scores @ self.weights.T.astype(np.float64) + self.bias)

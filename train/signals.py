@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from policies.bars import Bars
 from policies.errors import InvalidInput
 from policies.fills import Costs
-from policies.slots import simulate_slots
-from policies.types import Direction, Outcome
-from train.backtest import BacktestReport, BacktestTrade, report_of
-
-Floats = NDArray[np.float64]
+from train.backtest import BacktestReport, Floats, report_of, slot_trades
 
 
 @dataclass(frozen=True)
@@ -39,21 +35,9 @@ def backtest_signals(bars: Mapping[str, Bars], symbol: NDArray[np.str_], time_ms
     """
     if not len(symbol) == len(time_ms) == len(signals.direction):
         raise InvalidInput("signals", "as many as rows", (len(symbol), len(time_ms), len(signals.direction)))
-    return report_of([trade for name in sorted(set(symbol.tolist()))
-                      for trade in _slot(bars[name], time_ms, signals, np.flatnonzero(symbol == name), horizon_bars,
-                                         costs)])
-
-
-def _slot(bars: Bars, time_ms: NDArray[np.int64], signals: Signals, own: NDArray[np.int64], horizon_bars: int,
-          costs: Costs) -> list[BacktestTrade]:
-    taken = simulate_slots(bars, time_ms[own], signals.direction[own], signals.leverage[own], signals.tp_pct[own],
-                           signals.sl_pct[own], horizon_bars, costs)
-    fills, rows = taken.fills, own[taken.place]
-    entry = np.searchsorted(bars.open_time_ms, time_ms[rows])
-    margin = signals.size_fraction[rows] * signals.leverage[rows]
-    net = margin * (fills.gross - fills.fees - fills.funding)
-    return [BacktestTrade(
-        bars.symbol, Direction.LONG if signals.direction[row] > 0 else Direction.SHORT,
-        int(bars.open_time_ms[entry[number]]), int(bars.close_time_ms[fills.exit_index[number]]),
-        Outcome.EXIT_REASONS[fills.reason[number]], float(net[number]), float(fills.net_return_on_margin[number]))
-        for number, row in enumerate(rows)]
+    trades = []
+    for name in sorted(set(symbol.tolist())):
+        own = symbol == name
+        trades += slot_trades(bars[name], time_ms[own], signals.direction[own], signals.size_fraction[own],
+                              signals.leverage[own], signals.tp_pct[own], signals.sl_pct[own], horizon_bars, costs)
+    return report_of(trades)

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from policies.heads import CLASSES
-from train.calibration import fit_calibration
+from train.calibration import Calibration, fit_calibration
 from train.dataset import classes_of
 from train.learners import ROWS, Labelled, Layout, Learner
 from train.softmax import log_loss
 
 OPTIONAL = ("e", "f")
+IDENTITY = Calibration(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))  # of scores that are log probabilities
 LAYOUT = Layout(("a", "b", "c", "d", *OPTIONAL), OPTIONAL)
 
 

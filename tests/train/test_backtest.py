@@ -16,7 +16,7 @@ from policies.fills import Costs, simulate_brackets
 from policies.heads import Levels, load_head
 from policies.track_record import TrackRecord
 from policies.types import Action, Context, Direction, Proposal
-from train.backtest import BacktestReport, backtest, backtest_probabilities, score_levels
+from train.backtest import BacktestReport, backtest, backtest_probabilities
 from train.dataset import FeatureRows
 
 MINUTE = 60_000
@@ -161,18 +161,6 @@ def test_probabilities_of_a_batch_give_the_report_of_asking_row_by_row(levels: L
                                   {symbol: part.values for symbol, part in told.items()}, 10, Costs())
     assert fast == slow
     assert levels.min_conf == 1.0 or len(slow.trades) > 20
-
-
-def test_scores_of_many_levels_are_those_of_their_reports() -> None:
-    bars, rows = market(3)
-    times, told = {symbol: part.event_time_ms for symbol, part in rows.items()}, answers(rows)
-    scores = score_levels(CHOICES, bars, times, told, 10, Costs())
-    for place, levels in enumerate(CHOICES):
-        record = backtest_probabilities(levels, bars, times, told, 10, Costs()).record
-        assert scores.trades[place] == record.trades
-        assert scores.max_drawdown_percent[place] == record.max_drawdown_percent
-        assert scores.net_return_percent[place] == 100.0 * sum(record.returns)
-        np.testing.assert_equal(scores.profit_factor[place], record.profit_factor)
 
 
 def test_probabilities_that_are_none_are_refused() -> None:

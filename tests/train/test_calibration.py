@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from labelled_rows import LAYOUT, labelled_rows, served_scores
+from labelled_rows import IDENTITY, LAYOUT, labelled_rows, served_scores
 from numpy.typing import NDArray
 
 from policies.errors import InvalidInput
 from policies.onnx_graph import PROBABILITIES
 from train.calibration import (
-    Calibration,
     expected_calibration_error,
     fit_calibration,
     reliability,
@@ -124,4 +123,4 @@ def test_a_certain_probability_lies_in_the_last_bin() -> None:
 
 def test_the_identity_takes_scores_as_log_probabilities() -> None:
     truth = np.array([[0.2, 0.5, 0.3]])
-    np.testing.assert_allclose(Calibration.identity().probabilities(np.log(truth) + 3), truth)
+    np.testing.assert_allclose(IDENTITY.probabilities(np.log(truth) + 3), truth)

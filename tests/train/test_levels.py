@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from labelled_rows import LAYOUT, labelled_rows
+from labelled_rows import IDENTITY, LAYOUT, labelled_rows
 
 from policies.bundle import ONNX_FILE, Manifest, make_bundle
 from policies.errors import InvalidInput
 from policies.heads import CLASSES, load_head
 from policies.types import Context, Direction, Portfolio
-from train.calibration import Calibration
 from train.dataset import FLAT, LONG, SHORT
 from train.levels import LEAST_TRADES, choose_levels, choose_trial, chosen_directions, level_trials
 from train.linear import LinearLearner
@@ -21,7 +20,7 @@ def test_the_rule_over_many_rows_is_the_heads_own_rule(levels: dict[str, float])
     learner = LinearLearner()
     fitted = learner.fit(labelled_rows(1_000, 1), labelled_rows(200, 2), LAYOUT, learner.defaults(), 0,
                          lambda step, loss: None)
-    graph = Calibration.identity().append_to(fitted.graph())
+    graph = IDENTITY.append_to(fitted.graph())
     manifest = Manifest("onnx_classifier", "any_v1", LAYOUT.features, optional_features=LAYOUT.optional,
                         parameters=levels)
     head = load_head(make_bundle(manifest, {ONNX_FILE: graph.SerializeToString()}))

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from labelled_rows import LAYOUT, gain_over_chance, labelled_rows, served_scores
+from labelled_rows import IDENTITY, LAYOUT, gain_over_chance, labelled_rows, served_scores
 from sklearn.linear_model import LogisticRegression
 
 from policies.errors import InvalidInput
 from policies.onnx_graph import require_closed_graph
-from train.calibration import Calibration
 from train.learners import Layout
 from train.linear import FittedLinear, LinearLearner
 from train.softmax import fit_softmax, log_loss, softmax
@@ -43,7 +42,7 @@ def test_a_window_in_the_row_is_not_read() -> None:
 
 
 def test_the_graph_with_calibration_is_one_that_a_bundle_may_carry() -> None:
-    graph = Calibration.identity().append_to(fitted().graph())
+    graph = IDENTITY.append_to(fitted().graph())
     onnx.checker.check_model(graph, full_check=True)
     require_closed_graph(graph.SerializeToString(), LAYOUT.width)
 
