@@ -46,6 +46,7 @@ from train.jobs import (
 )
 from train.joined import Joined
 from train.judgement import Taken, judge, passes, taken_from
+from train.locked import locked
 from train.mae_export import export_encoder
 from train.mae_report import reconstruction_report
 from train.mae_training import pretrain
@@ -105,6 +106,11 @@ class Retraining:
         return tuple(step for step in self.steps if self._steps.has(step))
 
     def run(self) -> Retrained:
+        """UnderWay if another process is at the same search: both would write one embedder's checkpoint."""
+        with locked(self._steps.folder / "lock", f"the same search, {self.key},"):
+            return self._run()
+
+    def _run(self) -> Retrained:
         task, embedder = self._task()
         tried = self._sweeps(task)
         chosen = {PLANS[name].learner: best_of(list(trials)).settings for name, trials in tried.items()}

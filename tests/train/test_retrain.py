@@ -36,6 +36,7 @@ from train.candidates import Candidate, Retrained
 from train.dataset import FeatureRows
 from train.estimate import seconds_of
 from train.jobs import Made, fit_and_test, sweep
+from train.locked import UnderWay, locked
 from train.retrain_settings import RetrainSettings
 from train.training_set import bracket_name, joined_rows
 from train.trials import TrialBook
@@ -364,7 +365,7 @@ def test_the_book_holds_a_track_for_each_head_that_was_judged(found: Searched) -
 
 
 def test_a_history_that_is_too_short_is_refused_before_anything_is_done(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="until_ms"):
+    with pytest.raises(InvalidInput, match="BTC with 100"):
         retraining(tmp_path, PLAIN, until_ms=START_MS + 100 * MINUTE_MS)
     assert not (tmp_path / "retrain").exists()
 
@@ -382,3 +383,10 @@ def test_every_step_of_a_search_with_all_heads_has_an_estimate(tmp_path: Path) -
     job = retraining(tmp_path, settings)
     assert len(job.steps) > 20
     assert all(seconds_of(step, settings) > 0 for step in job.steps)
+
+
+def test_two_at_once_are_refused(plain_home: Path) -> None:
+    job = retraining(plain_home, PLAIN)
+    with locked(plain_home / "retrain" / job.key / "lock", "another one"), pytest.raises(UnderWay, match="same search"):
+        job.run()
+    assert job.run().candidates

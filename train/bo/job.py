@@ -18,6 +18,7 @@ from train.bo.judged import Judged, judge, start_of
 from train.bo.search import Problem, Search, searched
 from train.bo.settings import BoSettings
 from train.joined import Joined
+from train.locked import locked
 from train.pool import Job, Pool
 from train.steps import Steps, key_of
 from train.sweep import search
@@ -73,6 +74,11 @@ class Optimising:
         return (first, split), (split, last + 1)
 
     def run(self) -> Optimised:
+        """UnderWay if another process is at the same job."""
+        with locked(self._steps.folder / "lock", f"the same search for levels, {self.key},"):
+            return self._run()
+
+    def _run(self) -> Optimised:
         problems = {f"search.{one.strategy}": one for one in self._problems()}
         failed = self._searched(problems)
         rows = [row for name, problem in problems.items() if self._steps.has(name)

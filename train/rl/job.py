@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from feature_repo.features import DECISION_V1
 from feature_repo.market import Market
 from feature_repo.store import FeatureRepo
 from policies.bundle import Bundle
-from policies.errors import ContentConflict
 from policies.keyed_random import generator
 from train.candidates import plain
 from train.intervals import BlockGrid, Track
 from train.jobs import Arrays, track_of_trades, trade_arrays
+from train.joined import Joined
 from train.judgement import Judgement, judge, passes, taken_from
-from train.kept_bars import digests_of
 from train.locked import locked
 from train.retrain import BLOCK_BARS
 from train.rl.evaluate import rows_within, serve
@@ -41,7 +40,7 @@ from train.rl.settings import RlSettings
 from train.rl.training import Trained, figures_of, remembers, train
 from train.steps import Steps, key_of
 from train.tracking import code_version
-from train.training_set import bars_until, joined_rows
+from train.training_set import bars_until
 from train.trials import FINISHED, End, Target, Trial, TrialBook
 
 EMBARGO_BARS = 16  # a served trade's horizon and one
@@ -81,16 +80,17 @@ class RlJob:
                  loaded: Loaded | None = None, episodes: bool = False,
                  told: Told = lambda seed, look: None) -> None:
         home = home.resolve()  # workers have working folders of their own
-        self._market, self._repo, self._home, self._settings = market, repo, home, settings
+        self._market, self._home, self._settings = market, home, settings
         self._loaded, self._episodes, self.told = loaded, episodes, told
         self.bars = bars_until(market, settings.symbols, until_ms, settings.lookback_bars)
+        self._joined = Joined(market, repo, self.bars)
         self._ranges = ranges_of(self.bars, settings.validation_share, settings.test_share, EMBARGO_BARS)
         self._seen = {market.origin: self._ranges.validation.stop_ms}
         if loaded is not None:
             loaded.require_unseen(market.origin, self._ranges.test.start_ms)
             self._seen = _later(self._seen, loaded.seen_until_ms)
         self._code = code_version()
-        self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin, digests_of(self.bars),
+        self.key = key_of(asdict(settings), asdict(settings.own), self._code, market.origin, self._joined.digest,
                           loaded.key if loaded else "", episodes)
         self._steps = Steps(home / "retrain_rl" / self.key)
         self._added = 0
@@ -133,11 +133,10 @@ class RlJob:
 
     def _rows(self) -> JobRows:
         if not self._steps.has(ROWS):
-            self._repo.apply()
-            joined = joined_rows(self._market, self._repo, self.bars, lambda line: None)
-            standard = self._loaded.standard if self._loaded else Standard.fitted(list(joined.values()),
+            rows = self._joined.rows
+            standard = self._loaded.standard if self._loaded else Standard.fitted(list(rows.values()),
                                                                                  self._ranges.training)
-            keep_rows(self._steps, JobRows(self.bars, joined, self._ranges, standard))
+            keep_rows(self._steps, JobRows(self.bars, rows, self._ranges, standard))
         return self.rows
 
     def _train(self, seed: int) -> None:
@@ -200,12 +199,7 @@ class RlJob:
             "steps": settings.steps, "steps_per_update": settings.steps_per_update, "env": asdict(settings.env),
             "evaluations": settings.evaluations, "patience": settings.patience, "loaded": self._loaded is not None,
             "episodes": self._episodes}, seed, {"key": self.key}, self._code)
-        key = book.begin(target, trial, now_ms)
-        try:
-            book.end(key, end, now_ms)
-        except ContentConflict:  # trained anew after its steps were removed: one trial more
-            again = replace(trial, learner=f"{trial.learner} at {now_ms}")
-            book.end(book.begin(target, again, now_ms), end, now_ms)
+        book.record(target, trial, end, now_ms)
 
     def _rebuilt(self, seed: int) -> Any:
         """RLlib's own module with the weights of a training."""
