@@ -83,6 +83,17 @@ class Wanted(NamedTuple):
     target: Floats
 
 
+class Bracket(NamedTuple):
+    """What served actions propose, (...,). direction: +1, -1, or 0 for flat. size_fraction: margin over equity, at the
+    leverage of the limits. stop, target: distances, as fractions.
+    """
+
+    direction: NDArray[np.int64]
+    size_fraction: Floats
+    stop: Floats
+    target: Floats
+
+
 def standardised(values: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> NDArray[np.float32]:
     """z = (x - mean) / scale of float32 numbers, computed in float64, cut to +-FURTHEST; 0 where x is missing (NaN).
 
@@ -104,6 +115,13 @@ def wanted(actions: ArrayLike, limits: ActorLimits) -> Wanted:
     most = np.minimum(np.abs(size) * limits.risk_per_trade / stop, limits.most_exposure)
     exposure = np.where(np.abs(size) < limits.dead_zone, 0.0, np.sign(size) * most)
     return Wanted(exposure, stop, target)
+
+
+def bracket(actions: ArrayLike, limits: ActorLimits) -> Bracket:
+    """What actions (..., 3) of an account that is flat come to, as a head proposes it. InvalidInput as of `wanted`."""
+    asked = wanted(actions, limits)
+    return Bracket(np.sign(asked.exposure).astype(np.int64),
+                   np.minimum(1.0, np.abs(asked.exposure) / limits.leverage), asked.stop, asked.target)
 
 
 def order_amounts(exposure: ArrayLike, held: ArrayLike, limits: ActorLimits) -> Floats:

@@ -21,19 +21,19 @@ from policies.actor import (
     LIMIT_RANGES,
     OBSERVATION,
     ActorLimits,
+    bracket,
     flat_position,
     observations,
     standardised,
-    wanted,
 )
 from policies.bundle import Bundle
 from policies.errors import BundleRefused, InvalidInput, one_line
-from policies.head import Head, PredictionFailed, require_parameters
+from policies.head import CLASSES, Head, PredictionFailed, require_parameters
 from policies.manifest import ONNX_FILE, TENSORS_FILE
 from policies.model_heads import read_tensors
 from policies.onnx_graph import ACTIONS
 from policies.onnx_session import OnnxFunction
-from policies.types import Action, Direction, Proposal
+from policies.types import Action, Proposal
 
 ACTION_TOLERANCE = 1e-5  # by which a served action may differ from the training framework's
 BEYOND = 1e-6  # by which rounding may carry an action over [-1, 1]
@@ -65,11 +65,10 @@ class ActorHead(Head):
 
     def decide(self, row: Floats) -> Proposal:
         action = self._act(row)
-        asked, size = wanted(action, self.limits), float(action[0])
-        exposure, leverage = float(asked.exposure), self.limits.leverage
-        direction = Direction.LONG if exposure > 0 else Direction.SHORT if exposure < 0 else Direction.FLAT
-        return Proposal(Action(direction, min(1.0, abs(exposure) / leverage), leverage, float(asked.target),
-                               float(asked.stop), min_conf=MIN_CONF), 0.5 + min(1.0, abs(size)) / 2.0)
+        asked, size = bracket(action, self.limits), float(action[0])
+        return Proposal(Action(CLASSES[int(asked.direction) + 1], float(asked.size_fraction), self.limits.leverage,
+                               float(asked.target), float(asked.stop), min_conf=MIN_CONF),
+                        0.5 + min(1.0, abs(size)) / 2.0)
 
     def act(self, rows: ArrayLike) -> Floats:
         """Actions (N, 3) for input rows (N, 60), one row at a time, so that no batch can change a bit of an answer."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.actor import flat_position, observations, wanted
+from policies.actor import bracket, flat_position, observations
 from policies.bars import Bars
 from policies.engine.columns import Orders, simulate_accounts
 from policies.engine.rules import Sizing, price_rows
@@ -145,12 +145,9 @@ def _proposed(act: Act, one: MarketRows, within: TimeRange,
               settings: EnvSettings) -> tuple[NDArray[np.int64], Signals]:
     """Times of the rows of a range, and what a flat account would do at each, in the words of the served head."""
     places, limits = rows_within(one, within), settings.limits
-    actions = act(observations(one.features[places], flat_position()))
-    asked = wanted(actions, limits)
-    size = np.minimum(1.0, np.abs(asked.exposure) / limits.leverage)
+    asked = bracket(act(observations(one.features[places], flat_position())), limits)
     return one.bars.close_time_ms[places], Signals(
-        np.sign(asked.exposure).astype(np.int64), size,
-        np.full(len(places), limits.leverage), asked.target, asked.stop)
+        asked.direction, asked.size_fraction, np.full(len(places), limits.leverage), asked.target, asked.stop)
 
 
 def _before(one: MarketRows, within: TimeRange) -> Bars:
