@@ -26,12 +26,12 @@ from policies.embedder import version_of
 from policies.errors import BundleRefused, HubError, InvalidInput
 from policies.keyed_random import generator
 from policies.registry import PolicyFolder
+from train.commands import NOT_PASSED
 from train.forward import ForwardTest, needed_embedding
 from train.forward_figures import REPORT, sentence_of, table_of, write_page
 from train.forward_result import ForwardResult, ForwardSettings
 from train.training_set import open_market
 
-NOT_PASSED = 3
 EMBEDDER_FILE = "embedder.pt"  # that a search leaves beside its candidates
 
 

@@ -3,6 +3,8 @@
 With 0 when what was made is handed over or kept back, or no hub runs; 1 if nothing that was asked for could be made; 2
 for wrong arguments; 3, with --strict, if it did not pass (nothing is handed over then); 4 if a hub runs and refused it;
 130 when interrupted.
+The steps of a night and of a chain end with the same codes, and with 5 if another one is under way, 6 if whoever they
+need is away.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from train.handover import HubDoor
 from train.quiet import quiet_libraries
 from train.training_set import open_market
 
-FAILED, NOT_PASSED, REFUSED, INTERRUPTED = 1, 3, 4, 130
+FAILED, NOT_PASSED, REFUSED, LOCKED, AWAY, INTERRUPTED = 1, 3, 4, 5, 6, 130
 LINE = 160  # characters of a line that nobody looks at in a terminal
 
 _MARKET = {

@@ -14,10 +14,11 @@ from encoder_bundles import encoder_bundle
 from plain_bundles import momentum_bundle
 from small_search import market
 
-from ci.forward_test import NOT_PASSED, kept_embedder, main, symbols_of
+from ci.forward_test import kept_embedder, main, symbols_of
 from policies.bundle import Bundle, make_bundle, pack_bundle
 from policies.embedder import EmbedderFolder, version_of
 from policies.errors import InvalidInput
+from train.commands import NOT_PASSED
 
 BARS = 3_000
 MARKET = ["--market", "generated", "--generated-bars", str(BARS), "--seed", "3"]

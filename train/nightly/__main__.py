@@ -23,6 +23,7 @@ from rich.console import Console
 
 from feature_repo.market import KINDS, symbols_in
 from policies.errors import HubError, InvalidInput
+from train.commands import FAILED, INTERRUPTED, LOCKED
 from train.estimate import described
 from train.handover import HubDoor
 from train.job_cluster import job_client, outside_cluster
@@ -38,7 +39,6 @@ from train.rl.settings import steps_from
 from train.seen import seen_until
 from train.training_set import open_market
 
-FAILED, LOCKED, INTERRUPTED = 1, 5, 130
 defaults = NightSettings(("BTC", "ETH", "SOL", "HYPE"))
 
 

@@ -22,8 +22,8 @@ import click
 
 from policies.bundle import read_bundle
 from policies.errors import BundleRefused
+from train.commands import FAILED, NOT_PASSED
 
-NOT_PASSED, ERROR = 3, 1
 PLAYED = (0, NOT_PASSED)
 PASSED_ON = ("coins", "market", "data_dir", "seed", "signal", "generated_bars", "min_pf")
 PREFIX, EMBEDDER = "candidate_", "embedder.pt"
@@ -92,7 +92,7 @@ def main(home: Path, made: tuple[Path, ...], out: Path, command: str, **passed_o
     click.echo(f"{len(passed)} of {len(results)} candidates passed"
                + (f": {', '.join(passed)}" if passed else "")
                + (f"; could not be played: {', '.join(broken)}" if broken else ""))
-    sys.exit(0 if passed else ERROR if broken or not results else NOT_PASSED)
+    sys.exit(0 if passed else FAILED if broken or not results else NOT_PASSED)
 
 
 if __name__ == "__main__":

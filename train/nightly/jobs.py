@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from policies.errors import HubError
+from train.commands import FAILED
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE_S, LOOK_AGAIN_S = 60.0, 1.0
 NIGHT, STEP = "night", "step"  # metadata of a job
-FAILED = 1
 
 T = TypeVar("T")
 

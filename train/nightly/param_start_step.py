@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
+from train.commands import AWAY, REFUSED
 from train.handover import HandoverFailed, HubDoor
-from train.nightly.register_step import NO_HUB, REFUSED
 
 FILE = "param_start.json"
 
@@ -31,7 +31,7 @@ def main(home: Path, hub_url: str, made: Path, out: Path) -> None:
         raise click.ClickException(f"the search left no {FILE}")
     if door.status() is None:
         click.echo(f"no hub of this home answers at {door.url}: hub params start --path {path}")
-        sys.exit(NO_HUB)
+        sys.exit(AWAY)
     try:
         answer = door.begin_params_from(json.loads(path.read_bytes()), "found by the nightly search")
     except HandoverFailed as error:

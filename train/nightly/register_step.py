@@ -17,10 +17,9 @@ import click
 
 from policies.bundle import Bundle, read_bundle
 from policies.types import NO_EMBEDDING
+from train.commands import AWAY, REFUSED
 from train.handover import HandoverFailed, HubDoor
 from train.nightly.forward_step import EMBEDDER
-
-REFUSED, NO_HUB = 4, 6
 
 
 def passed_in(folder: Path) -> list[Path]:
@@ -75,7 +74,7 @@ def main(home: Path, hub_url: str, forward: Path, made: tuple[Path, ...], out: P
     door, alias = HubDoor(hub_url.rstrip("/"), home), bundle.manifest.alias
     if door.status() is None:
         click.echo(f"no hub of this home answers at {door.url}: hub register --path {path}")
-        sys.exit(NO_HUB)
+        sys.exit(AWAY)
     try:
         said = f"registered {alias}" + hand_over(door, bundle, path.parent / EMBEDDER)
     except HandoverFailed as error:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from policies.bundle import read_bundle
 from reports.report import Plot, write_report
+from train.commands import NOT_PASSED
 from train.nightly.night import DONE, FAILED, Ended, Night
 from train.nightly.run import all_well
 from train.steps import key_of
@@ -109,7 +110,7 @@ def _candidate(path: Path, step: str, played: Mapping[str, Any] | None) -> dict[
     judgement = told.get("judgement")
     figures = (((played or {}).get("report") or {}).get("played")) or {}
     state = "not played" if played is None else "passed" if played["passed"] else \
-        "not passed" if played["exit_code"] == 3 else "could not be played"
+        "not passed" if played["exit_code"] == NOT_PASSED else "could not be played"
     return {"name": path.stem.removeprefix("candidate_"), "alias": bundle.manifest.alias,
             "policy_id": bundle.policy_id, "made_by": step,
             "judged": {True: "passed", False: "not passed"}.get(told.get("passed"), "-"),  # type: ignore[arg-type]

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from train import commands
 from train.nightly.jobs import Jobs
 from train.nightly.night import DONE, FAILED, KEPT_BACK, NOT_PASSED, SKIPPED, STOPPED, Ended, Night
 from train.nightly.plan import Step
 
-# Of every command here. 3: it did what it should, and what it looked at was not good enough. 6: no hub was there.
-STATES = {0: DONE, 3: NOT_PASSED, 6: KEPT_BACK}
+# Not passed: it did what it should, and what it looked at was not good enough. Away: no hub was there.
+STATES = {0: DONE, commands.NOT_PASSED: NOT_PASSED, commands.AWAY: KEPT_BACK}
 LOOK_EVERY_S, LISTEN_EVERY_S = 0.5, 30.0
 
 

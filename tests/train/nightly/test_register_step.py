@@ -18,8 +18,9 @@ from plain_bundles import momentum_bundle
 from feature_repo.features import MARKET_EMBEDDING
 from hub.engine import free_port
 from policies.bundle import Bundle, make_bundle, pack_bundle
+from train.commands import AWAY, REFUSED
 from train.nightly import param_start_step, register_step
-from train.nightly.register_step import NO_HUB, REFUSED, best_of, rank_of
+from train.nightly.register_step import best_of, rank_of
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_without_a_hub_it_says_how_to_hand_it_over_later(tmp_path: Path) -> None
     left(tmp_path / "x", only=(judged("only", True, 0.9), True))
     ended = run(register_step.main, tmp_path / "x", f"http://127.0.0.1:{free_port()}", tmp_path, "--forward",
                 str(tmp_path / "x"))
-    assert ended.exit_code == NO_HUB == 6
+    assert ended.exit_code == AWAY == 6
     assert f"hub register --path {tmp_path / 'x' / 'candidate_only.pt'}" in ended.output
     assert not (tmp_path / "x" / "registered.json").exists()
 
@@ -108,7 +109,7 @@ def test_the_start_of_the_parameters_is_handed_over_as_it_is(hub: FakeHub, tmp_p
     assert (ended.exit_code, "levels: none" in ended.output) == (REFUSED, True)
     nobody = f"http://127.0.0.1:{free_port()}"
     ended = run(param_start_step.main, tmp_path, nobody, hub.home, *arguments)
-    assert (ended.exit_code, "hub params start --path" in ended.output) == (NO_HUB, True)
+    assert (ended.exit_code, "hub params start --path" in ended.output) == (AWAY, True)
 
 
 def test_a_search_that_left_nothing_is_a_failure(hub: FakeHub, tmp_path: Path) -> None:
