@@ -1,55 +1,25 @@
-"""Gradient-boosted trees: the learner, and the first trained head made with it.
-
-Trees are fitted on one slice of time; a later one stops the boosting early, calibrates the scores and chooses when the
-head trades at all (`min_conf`, `max_p_flat`). What it is worth must therefore be measured on a third, later still.
-"""
+"""Gradient-boosted trees by CatBoost, served as one ONNX node."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import onnx
-from annotated_types import Ge, Gt, Le
 from catboost import CatBoostClassifier
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from policies.bundle import ONNX_FILE, Bundle, Manifest, make_bundle
-from policies.errors import BundleRefused
-from policies.heads import load_head
-from train.calibration import fit_calibration
-from train.dataset import Brackets, Dataset
+from policies.bundle import ONNX_FILE
 from train.learners import SCORES, Heard, Labelled, Layout, Setting, Space
-from train.levels import choose_levels
-from train.softmax import log_loss
 from train.tabular import TABLE, require_every_class, shares, table_graph, table_names, table_of
 
-SERVED_TOLERANCE = 1e-5
 HEARD_EVERY = 10  # trees
 TREES = "TreeEnsembleClassifier"
-
-
-@dataclass(frozen=True)
-class CatBoostSettings:
-    depth: Annotated[int, Ge(1), Le(10)] = 5
-    iterations: Annotated[int, Ge(1), Le(300)] = 300
-    learning_rate: Annotated[float, Gt(0), Le(1)] = 0.1
-    early_stopping_rounds: Annotated[int, Ge(1)] = 30
-    thread_count: Annotated[int, Ge(1)] = 2
-    seed: int = 7
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained bundle and figures of its training."""
-
-    bundle: Bundle
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -129,38 +99,6 @@ class _Told:
         return True
 
 
-def train_catboost(fit: Dataset, validation: Dataset, template: Manifest, brackets: Brackets,
-                   settings: CatBoostSettings) -> Trained:
-    """The same data and settings give the same bundle, byte for byte.
-
-    template: alias, features, groups and whatever `trained_on` the caller knows; kind and levels are set here.
-    """
-    layout = Layout(template.features, template.optional_features)
-    learnt, checked = _labelled(fit), _labelled(validation)
-    require_every_class("validation", checked)
-    learner = CatBoostLearner(settings.iterations, settings.early_stopping_rounds, settings.thread_count)
-    chosen_settings = {**learner.defaults(), "depth": settings.depth, "learning_rate": settings.learning_rate}
-    fitted = learner.fit(learnt, checked, layout, chosen_settings, settings.seed, lambda step, loss: None)
-    scores = fitted.scores(checked.values)
-    calibration = fit_calibration(scores, checked.classes)
-    probabilities = calibration.probabilities(scores)
-    levels = choose_levels(probabilities, validation.long_return, validation.short_return)
-    manifest = replace(
-        template, kind="onnx_classifier",
-        parameters={"leverage": brackets.leverage, "tp_pct": brackets.tp_pct, "sl_pct": brackets.sl_pct,
-                    "min_conf": levels.min_conf, "max_p_flat": levels.max_p_flat},
-        trained_on={**template.trained_on, "settings": asdict(settings), "brackets": asdict(brackets),
-                    "fit": _span(fit), "validation": _span(validation), "trees": fitted.steps,
-                    "trials": list(levels.trials)},
-        files={})
-    graph = calibration.append_to(fitted.graph())
-    bundle = make_bundle(manifest, {ONNX_FILE: graph.SerializeToString(deterministic=True)})
-    _require_served_as_trained(bundle, probabilities[:200], validation.values[:200])
-    metrics = {"trees": float(fitted.steps), "validation_log_loss": log_loss(probabilities, validation.classes),
-               **{f"validation_{name}": value for name, value in levels.chosen.items()}}
-    return Trained(bundle, metrics)
-
-
 def _tree_node(model: CatBoostClassifier) -> NodeProto:
     """The model's trees as one node from TABLE to SCORES.
 
@@ -176,20 +114,3 @@ def _tree_node(model: CatBoostClassifier) -> NodeProto:
     node = helper.make_node(TREES, [TABLE], ["label", SCORES], domain="ai.onnx.ml")
     node.attribute.extend([*kept, helper.make_attribute("post_transform", "NONE")])
     return node
-
-
-def _labelled(dataset: Dataset) -> Labelled:
-    """In float32, what serving feeds the graph with, so that no value falls on another side of a split."""
-    return Labelled(dataset.values.astype(np.float32), dataset.classes.astype(np.int64),
-                    np.column_stack([dataset.long_return, dataset.short_return]))
-
-
-def _require_served_as_trained(bundle: Bundle, trained: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    worst = float(np.abs(load_head(bundle).predict(values) - trained).max())
-    if not worst <= SERVED_TOLERANCE:
-        raise BundleRefused(f"{bundle.manifest.alias}: served and trained probabilities differ by {worst:.2g}, "
-                            f"more than {SERVED_TOLERANCE:g}")
-
-
-def _span(dataset: Dataset) -> dict[str, Any]:
-    return {"rows": len(dataset), "from_ms": int(dataset.event_time_ms[0]), "until_ms": int(dataset.event_time_ms[-1])}

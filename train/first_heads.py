@@ -18,7 +18,7 @@ from typing import Annotated
 
 import click
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from feature_repo.definitions import LABEL_NAMES
 from feature_repo.features import DECISION_V1
@@ -31,7 +31,7 @@ from policies.errors import HubError
 from policies.fills import Costs
 from policies.heads import load_head
 from train.backtest import BacktestReport, backtest
-from train.catboost import CatBoostSettings, train_catboost
+from train.catboost import CatBoostLearner
 from train.commands import MarketOptions, market_options
 from train.dataset import (
     Brackets,
@@ -41,7 +41,9 @@ from train.dataset import (
     classes_of,
     split_by_time,
 )
+from train.learners import Labelled, Layout
 from train.plots import equity_png
+from train.supervised import bundle_of, fit_head, require_served_as_trained
 from train.tracking import Tracker, code_version
 from train.training_set import (
     Progress,
@@ -55,6 +57,17 @@ from train.training_set import (
 )
 
 EXPERIMENT = "first_heads"
+SERVED_ROWS = 200  # of the validation slice, on which served and trained answers are compared
+
+
+@dataclass(frozen=True)
+class CatBoostSettings:
+    depth: Annotated[int, Ge(1), Le(10)] = 5
+    iterations: Annotated[int, Ge(1), Le(300)] = 300
+    learning_rate: Annotated[float, Gt(0), Le(1)] = 0.1
+    early_stopping_rounds: Annotated[int, Ge(1)] = 30
+    thread_count: Annotated[int, Ge(1)] = 2
+    seed: int = 7
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,14 @@ class FirstHeadsSettings:
     brackets: Brackets = field(default_factory=Brackets)
     costs: Costs = field(default_factory=Costs)
     catboost: CatBoostSettings = field(default_factory=CatBoostSettings)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained bundle and figures of its training."""
+
+    bundle: Bundle
+    metrics: Mapping[str, float]
 
 
 def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int, symbols: Sequence[str] = (),
@@ -119,6 +140,35 @@ def train_first_heads(market: Market, repo: FeatureRepo, home: Path, now_ms: int
             {"policy_id": bundle.policy_id, "kind": bundle.manifest.kind})
         write_packed(packed_path(home, bundle), bundle)
     return [baseline, trained.bundle]
+
+
+def train_catboost(fit: Dataset, validation: Dataset, template: Manifest, brackets: Brackets,
+                   settings: CatBoostSettings) -> Trained:
+    """The same data and settings give the same bundle, byte for byte.
+
+    Trees are fitted on one slice of time; a later one stops the boosting early, calibrates the scores and chooses when
+    the head trades at all. What it is worth must therefore be measured on a third, later still. template: alias,
+    features, groups and whatever `trained_on` the caller knows.
+    """
+    learner = CatBoostLearner(settings.iterations, settings.early_stopping_rounds, settings.thread_count)
+    chosen = {**learner.defaults(), "depth": settings.depth, "learning_rate": settings.learning_rate}
+    layout = Layout(template.features, template.optional_features)
+    head = fit_head(learner, _labelled(fit), _labelled(validation), layout, chosen, settings.seed)
+    about = {**template.trained_on, "fit": _span(fit), "validation": _span(validation), "learner": asdict(settings)}
+    bundle = bundle_of(head, replace(template, trained_on=about), brackets)
+    require_served_as_trained(bundle, head, _labelled(validation).values[:SERVED_ROWS])
+    return Trained(bundle, {"trees": float(head.fitted.steps), "validation_log_loss": head.validation_log_loss,
+                            **{f"validation_{name}": value for name, value in head.levels.chosen.items()}})
+
+
+def _labelled(dataset: Dataset) -> Labelled:
+    """In float32, what serving feeds the graph with, so that no value falls on another side of a split."""
+    return Labelled(dataset.values.astype(np.float32), dataset.classes.astype(np.int64),
+                    np.column_stack([dataset.long_return, dataset.short_return]))
+
+
+def _span(dataset: Dataset) -> dict[str, int]:
+    return {"rows": len(dataset), "from_ms": int(dataset.event_time_ms[0]), "until_ms": int(dataset.event_time_ms[-1])}
 
 
 def packed_path(home: Path, bundle: Bundle) -> Path:

@@ -13,8 +13,9 @@ from policies.checks import check_policy
 from policies.errors import InvalidInput
 from policies.heads import load_head
 from train.calibration import expected_calibration_error
-from train.catboost import CatBoostLearner, CatBoostSettings, FittedCatBoost, Trained, train_catboost
+from train.catboost import CatBoostLearner, FittedCatBoost
 from train.dataset import FLAT, LONG, SHORT, Brackets, Dataset
+from train.first_heads import CatBoostSettings, Trained, train_catboost
 from train.softmax import log_loss, softmax
 
 LEARNER = CatBoostLearner(iterations=60)
@@ -73,7 +74,7 @@ def test_the_manifest_says_what_it_was_trained_on_with_every_trial(trained: Trai
     told = trained.bundle.manifest.trained_on
     assert told["seed"] == 1
     assert told["fit"]["rows"] == 3_000
-    assert len(told["trials"]) == 18
+    assert len(told["levels_tried"]) == 18
     assert trained.bundle.manifest.optional_features == ("c",)
 
 

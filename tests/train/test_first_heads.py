@@ -14,8 +14,7 @@ from feature_repo.generated import START_MS, GeneratedMarket
 from feature_repo.store import FeatureRepo
 from policies.bars import Bars
 from policies.bundle import Bundle, read_bundle
-from train.catboost import CatBoostSettings
-from train.first_heads import FirstHeadsSettings, main, packed_path, train_first_heads
+from train.first_heads import CatBoostSettings, FirstHeadsSettings, main, packed_path, train_first_heads
 from train.forward import trained_until_ms
 
 UNTIL_MS = START_MS + 4_000 * MINUTE_MS
