@@ -103,9 +103,16 @@ def test_wrong_arguments_end_with_2_and_the_word(home: Path, word: str, argument
 
 @pytest.mark.usefixtures("here")
 def test_what_cannot_be_done_ends_with_1_and_says_why(home: Path) -> None:
-    ended = run(home, "--coins", "DOGE,BTC", "--market", "files", "--data-dir", str(home / "nothing here"))
+    ended = run(home, "--generated-bars", "1000")
     assert ended.exit_code == 1
-    assert "Error" in ended.output
+    assert "Error: COINS" in ended.output
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.usefixtures("here")
+def test_a_market_that_is_not_there_is_a_wrong_argument(home: Path) -> None:
+    ended = run(home, "--coins", "DOGE,BTC", "--market", "files", "--data-dir", str(home / "nothing here"))
+    assert ended.exit_code == 2
     assert "Traceback" not in ended.output
 
 
