@@ -40,7 +40,7 @@ from train.rl.settings import RlSettings
 from train.rl.training import Trained, figures_of, remembers, train
 from train.steps import Steps, key_of
 from train.tracking import code_version
-from train.training_set import bars_until
+from train.training_set import bars_until, span_of
 from train.trials import FINISHED, End, Target, Trial, TrialBook
 
 EMBARGO_BARS = 16  # a served trade's horizon and one
@@ -217,8 +217,7 @@ class RlJob:
                     "reward_clip": settings.env.reward_clip},
             "ranges": {name: {"from_ms": part.start_ms, "until_ms": part.stop_ms}
                        for name, part in vars(rows.ranges).items()}, SEEN: dict(self._seen),
-            "bars": {"from_ms": int(first.open_time_ms[0]), "until_ms": int(first.close_time_ms[-1]),
-                     "each": len(first)},
+            "bars": {**span_of(self.bars), "each": len(first)},
             "loaded": "" if self._loaded is None else self._loaded.described, **judged})
 
 
