@@ -16,7 +16,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from train.candidates import Candidate, Retrained
+from policies.bundle import Bundle
+from policies.types import NO_EMBEDDING
+from train.candidates import Candidate
 from train.cluster import ray_cluster
 from train.commands import (
     FAILED,
@@ -87,11 +89,11 @@ class Board:
         return max(0.0, seconds_left(open_, self._settings, self._cores) - partly)
 
 
-def hand_over(best: Candidate, retrained: Retrained, door: HubDoor, say: Console) -> None:
-    """Register a candidate in the hub behind the door; its embedder first, if it has one."""
+def hand_over(best: Candidate, embedder: Bundle | None, door: HubDoor, say: Console) -> None:
+    """Register a candidate in the hub behind the door; first the embedder, if it was made for one."""
     kept_back = ""
-    if best.bundle.manifest.embedding_version != "none" and retrained.embedder is not None:
-        kept_back = door.use_embedder(retrained.embedder)
+    if best.bundle.manifest.embedding_version != NO_EMBEDDING and embedder is not None:
+        kept_back = door.use_embedder(embedder)
     door.register(best.bundle)
     say.print(f"registered {best.bundle.manifest.alias}; see: hub status", highlight=False)
     if kept_back:
@@ -158,7 +160,7 @@ def _run(job: JobOptions, settings: RetrainSettings, console: Console) -> int:
                       f"hub register --path {home / 'models' / f'candidate_{best.name}.pt'}", soft_wrap=True)
         return 0
     try:
-        hand_over(best, retrained, door, console)
+        hand_over(best, retrained.embedder, door, console)
     except HandoverFailed as error:
         console.print(f"not handed over: {error}", soft_wrap=True)
         return REFUSED

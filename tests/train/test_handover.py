@@ -95,7 +95,7 @@ def test_the_embedder_comes_before_the_head_that_was_made_for_it(hub: FakeHub, c
     if conflict:
         hub.answers["/v1/embedding"] = 409, {"detail": "production was made for another one"}
     retrained, say = led_by("catboost_mae"), Console(record=True, width=200)
-    hand_over(retrained, door(hub), say)
+    hand_over(retrained.candidates[0], retrained.embedder, door(hub), say)
     assert retrained.embedder is not None
     assert [path for path, _ in hub.asked] == ["/v1/policies", "/v1/embedding", "/v1/policies"]
     assert hub.asked[0][1] == pack_bundle(retrained.embedder)
@@ -105,5 +105,5 @@ def test_the_embedder_comes_before_the_head_that_was_made_for_it(hub: FakeHub, c
 
 def test_a_head_without_an_embedding_leaves_the_embedder_alone(hub: FakeHub) -> None:
     retrained = led_by("linear")
-    hand_over(retrained, door(hub), Console(quiet=True))
+    hand_over(retrained.candidates[0], retrained.embedder, door(hub), Console(quiet=True))
     assert hub.asked == [("/v1/policies", pack_bundle(retrained.candidates[0].bundle))]

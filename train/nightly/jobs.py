@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ PATIENCE_S, LOOK_AGAIN_S = 60.0, 1.0
 NIGHT, STEP = "night", "step"  # metadata of a job
 
 T = TypeVar("T")
+RAYS_OWN = re.compile(r"^[\d-]+ [\d:,]+\t[A-Z]+ job_manager\.py:\d+ -- .*\n", re.MULTILINE)  # before it begins
 
 
 class JobsUnreachable(HubError):
@@ -70,11 +72,13 @@ class RayJobs:
         return found.driver_exit_code or FAILED
 
     def output(self, job: str) -> str:
-        """Without the lines that Ray puts before it."""
+        """Without the words in which Ray says what it runs; it flushes them after the start, so they may stand behind
+        what a quick job has printed.
+        """
         whole: str = _patiently(lambda: self._client.get_job_logs(job))
-        lines = whole.splitlines(keepends=True)
-        begin = next((place + 1 for place, line in enumerate(lines) if line.startswith("Running entrypoint")), 0)
-        return "".join(lines[begin:])
+        entrypoint = _patiently(lambda: self._client.get_job_info(job)).entrypoint
+        before, _, after = whole.partition(f"Running entrypoint for job {job}: {entrypoint}\n")
+        return RAYS_OWN.sub("", before) + after
 
     def stop(self, job: str) -> None:
         self._client.stop_job(job)

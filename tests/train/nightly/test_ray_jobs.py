@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import jobs_of_ray
 import psutil
@@ -118,6 +119,18 @@ def test_a_cluster_that_is_gone_is_named(opened: Opened, monkeypatch: pytest.Mon
     monkeypatch.setattr("train.nightly.jobs.PATIENCE_S", 0.0)
     with pytest.raises(JobsUnreachable, match="connection refused"):
         RayJobs(Gone(), "tonight").exit_code("a job")
+
+
+def test_what_ray_says_of_a_job_is_no_output_of_it_wherever_it_stands() -> None:
+    class Quick:
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            return SimpleNamespace(entrypoint="python -c 'print(1)\nprint(2)'")
+
+        def get_job_logs(self, job: str) -> str:
+            return "2026-11-29 22:53:04,073\tINFO job_manager.py:581 -- Runtime env is setting up.\n" \
+                "1\nRunning entrypoint for job quick: python -c 'print(1)\nprint(2)'\n2\n"
+
+    assert RayJobs(Quick(), "tonight").output("quick") == "1\n2\n"
 
 
 def test_nothing_is_left_when_whoever_opened_it_is_killed(opened: Opened) -> None:
