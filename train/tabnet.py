@@ -16,16 +16,19 @@ import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from onnx import ModelProto
-from pytorch_tabnet.callbacks import Callback
-from pytorch_tabnet.sparsemax import Sparsemax
-from pytorch_tabnet.tab_model import TabNetRegressor
-from pytorch_tabnet.tab_network import GBN
 from torch import nn
 
 from policies.errors import InvalidInput
 from train.learners import Heard, Labelled, Layout, Setting, Space
 from train.tabular import Scaling, require_every_class, shares, table_names, table_of
 from train.torch_export import Scaled, closed_graph
+
+with warnings.catch_warnings():  # of where SciPy keeps things now: it would stand at the head of every command
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from pytorch_tabnet.callbacks import Callback
+    from pytorch_tabnet.sparsemax import Sparsemax
+    from pytorch_tabnet.tab_model import TabNetRegressor
+    from pytorch_tabnet.tab_network import GBN
 
 VALIDATION = "validation"
 LEAST_STEPS = 8  # of Adam in an epoch; batches are smaller where rows are few
