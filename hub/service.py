@@ -25,12 +25,12 @@ from hub.embedding_commands import Embedders, EmbeddingCommands
 from hub.fitness import arrays_wanted
 from hub.head_rack import judged
 from hub.param_commands import ParamCommands
+from hub.policy_names import policy_named
 from hub.rl_use import RlCommands
 from hub.scores import SENTIMENT, with_scores
 from hub.state import HubState, catch_up
 from policies.clock import LIVE_TOLERANCE_MS, Clock
-from policies.errors import ContentConflict, HubError, InvalidInput, UnknownEntity, WriterUnavailable
-from policies.manifest import SHORTEST_ID
+from policies.errors import ContentConflict, HubError, InvalidInput, WriterUnavailable
 from policies.rows import BOOK, LLM_ONLY, Row, decision_id_of
 from policies.types import NO_EMBEDDING, Context, Role
 from sentry.ledger import LedgerReader
@@ -347,21 +347,8 @@ class HubService:
                 for symbol, features in zip(self.symbols, found, strict=True)}
 
     def policy_id_of(self, name: str) -> str:
-        """A policy by id, by as many digits of it as no other begins with, 8 or more, or by alias (the newest of that).
-
-        In this order, so that nobody's alias stands for another's id. InvalidInput where several ids begin like that.
-        """
-        heads = self.state.heads
-        if name in heads:
-            return name
-        begin_so = [policy_id for policy_id in heads if len(name) >= SHORTEST_ID and policy_id.startswith(name)]
-        if len(begin_so) > 1:
-            raise InvalidInput("policy", f"longer: {len(begin_so)} ids begin like that, such as {begin_so[0]} and "
-                                         f"{begin_so[1]}", name)
-        found = begin_so or [policy_id for policy_id, head in heads.items() if head.alias == name]
-        if not found:
-            raise UnknownEntity("policy", name, [head.alias for head in heads.values()])
-        return found[-1]
+        """See `hub.policy_names`."""
+        return policy_named(name, {policy_id: head.alias for policy_id, head in self.state.heads.items()})
 
     def require_symbol(self, symbol: str) -> None:
         if symbol not in self.symbols:
