@@ -152,6 +152,17 @@ def test_what_was_taken_comes_from_the_book_pruned_trials_included(tmp_path) -> 
     assert found.deflated_sharpe < found.probabilistic_sharpe
 
 
+def test_trials_that_earned_the_same_all_count_and_tell_of_chance_once(tmp_path) -> None:
+    target, one, other = Target(("BTC",), 60_000), *np.random.default_rng(2).normal(size=(2, len(GRID)))
+    with TrialBook(tmp_path) as book:
+        for seed, returns in enumerate((one, other, one)):
+            book.record(target, Trial("linear 1", {}, seed, {}), End(FINISHED, 1.0, GRID, returns), 1)
+        taken = taken_from(book, target, GRID)
+    assert taken.count == 3
+    assert taken.performance.T.tolist() == [one.tolist(), other.tolist()]
+    assert len(taken.sharpes) == 2
+
+
 def test_a_head_that_never_trades_is_judged_and_does_not_pass() -> None:
     none = track_of(GRID, np.array([], dtype=np.int64), np.array([]))
     found = judge(none, a_track(0.0), alone(none), (7,), 2, np.random.default_rng(1), SETTINGS)
