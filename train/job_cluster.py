@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.errors import HubError
+from policies.free_ports import free_port
 from train.cluster import keys_in
 from train.cluster_keeper import MARK
 
@@ -76,7 +77,7 @@ def _head(marks: Mapping[str, str], cpus: int | None) -> Iterator[tuple[str, str
 
 def _kept(folder: Path, marks: Mapping[str, str], cpus: int | None) -> tuple[subprocess.Popen[bytes], int]:
     """A keeper that starts a head, and the port of its dashboard."""
-    port, client_port = _free_ports(2)
+    port, client_port = free_port(), free_port()
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
         *((f"--num-cpus={cpus}",) if cpus else ()), "--include-dashboard=true", "--dashboard-host=127.0.0.1",
@@ -121,14 +122,3 @@ def _end(keeper: subprocess.Popen[bytes]) -> None:
 def _last_words(folder: Path) -> str:
     log = folder / "head.log"
     return " ".join(log.read_text(errors="replace").split("\n")[-6:]) if log.exists() else "it said nothing"
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

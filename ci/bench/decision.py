@@ -31,9 +31,9 @@ from ci.bench.load import ID_PLACE, Load, Timings, get, measure, post
 from ci.bench.setting import NO_OP_PATH, configuration, requests_at
 from feature_repo.features import DECISION_V1, MINUTE_MS
 from feature_repo.market import replay_range
-from hub import engine
 from hub.home import Home
 from hub.market import settle
+from policies.free_ports import free_port
 from reports.report import Aim, BenchRow, Side, compared
 
 WORK = "A full decision over HTTP"
@@ -123,7 +123,7 @@ def _alternate(extent: Extent, folder: Path, token: str, loader: ProcessPoolExec
     measured, minutes = Measured(), _minutes()
     order = (*KINDS, *reversed(KINDS)) * extent.rounds
     for start, (kind, visits) in enumerate(groupby(order)):
-        port = engine.free_port()
+        port = free_port()
         say(f"starting the {kind}")
         with serving(kind, folder / kind, port, log):
             _settle()

@@ -28,6 +28,7 @@ from ci.bench.load import NotMeasured
 from ci.bench.setting import configuration
 from hub import engine
 from hub.home import Home
+from policies.free_ports import free_port
 
 SERVING = "serving"
 LONGEST_END_S = 60.0
@@ -62,7 +63,7 @@ def _wait_for_end(process: subprocess.Popen[str]) -> None:
 
 
 def _hub(home: Home, port: int) -> None:
-    config = configuration(port, engine.free_port(), engine.free_port())
+    config = configuration(port, free_port(), free_port())
     with engine.prepared(home, _say):
         from hub.up import running  # imports Ray, which reads what was just prepared
 
@@ -71,7 +72,7 @@ def _hub(home: Home, port: int) -> None:
 
 
 def _floor(home: Home, port: int) -> None:
-    config = configuration(port, dashboard_port=engine.free_port())
+    config = configuration(port, dashboard_port=free_port())
     with engine.prepared(home, _say):
         from ray import serve
 
@@ -96,7 +97,7 @@ def _peer(home: Home, port: int) -> None:
 
     from ci.bench.no_op import NoOp
 
-    ray.init(address="local", num_cpus=8, log_to_driver=False, dashboard_port=engine.free_port())
+    ray.init(address="local", num_cpus=8, log_to_driver=False, dashboard_port=free_port())
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(NoOp.bind(), name="no-op")  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ from feature_repo.online import PROJECT, FeaturesUnavailable, OnlineReader, fiel
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import ONLINE_GROUPS, FeatureRepo, OnlineRow
 from hub.config import FeaturesConfig
-from hub.engine import free_port
+from policies.free_ports import free_port
 from reports.report import Aim, BenchRow, Side, compared
 
 WORK = "Online features, one row x"

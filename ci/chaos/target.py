@@ -21,10 +21,11 @@ from redis.retry import Retry
 
 from ci.chaos.recording import SYMBOLS
 from feature_repo.features import DECISION_V1
-from hub.engine import MARKER, end, free_port
+from hub.engine import MARKER, end
 from hub.home import Home
 from policies.bundle import Bundle, Manifest, make_bundle, pack_bundle
 from policies.errors import HubError
+from policies.free_ports import free_port
 
 START_S, END_S = 180.0, 45.0
 POLL_S = 0.02

@@ -19,8 +19,8 @@ from ci.pipeline.publish import outbox_of, store_of
 from ci.pipeline.settings import PipelineSettings
 from ci.pipeline.step import AWAY, NOT_PASSED, leave_note
 from feature_repo.generated import GeneratedMarket
-from hub.engine import free_port
 from policies.bundle import Bundle, make_bundle, pack_bundle
+from policies.free_ports import free_port
 
 BARS = 4_000  # of the hub's market
 

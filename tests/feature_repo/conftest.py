@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,24 +10,14 @@ from redis import Redis
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import FeatureRepo
 from policies.bars import Bars
+from policies.free_ports import free_port
 
 MINUTE = 60_000
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def free_port() -> int:
-    return unused_port()
-
-
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), unused_port()) as server:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), free_port()) as server:
         yield server
 
 

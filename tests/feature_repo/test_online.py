@@ -18,6 +18,7 @@ from feature_repo.online import FeaturesUnavailable, OnlineReader, field_of, red
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import ONLINE_GROUPS, FeatureRepo, OnlineRow
 from policies.breaker import Breaker
+from policies.free_ports import free_port
 
 NOW = 1_750_000_020_000
 
@@ -116,8 +117,8 @@ async def test_one_read_is_one_command(repo: FeatureRepo, redis_client: Any) -> 
     await reader.close()
 
 
-async def test_redis_that_is_away_frozen_or_back_again(tmp_path: Path, free_port: int) -> None:
-    server = EmbeddedRedis(tmp_path / "redis", free_port)
+async def test_redis_that_is_away_frozen_or_back_again(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", free_port())
     patient = Breaker(1_000, 1.0)  # what is tried here is the connection
     reader = OnlineReader(server.url, deadline_s=0.5, breaker=patient)
     repo = FeatureRepo(tmp_path, server.url, timeout_s=0.5)

@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from feature_repo.redis_server import EmbeddedRedis, RedisNotStarted
+from policies.free_ports import free_port
 
 
-def test_it_answers_on_this_machine_only_and_ends_with_its_handle(tmp_path: Path, free_port: int) -> None:
-    server = EmbeddedRedis(tmp_path / "redis", free_port)
+def test_it_answers_on_this_machine_only_and_ends_with_its_handle(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", free_port())
     assert server.pid is None
     with server:
         pid = server.pid
@@ -36,6 +37,6 @@ def test_port_in_use_is_said_with_the_servers_own_words(tmp_path: Path) -> None:
             EmbeddedRedis(tmp_path / "redis", taken.getsockname()[1]).start()
 
 
-def test_other_server_on_the_port_is_not_taken_for_ours(tmp_path: Path, free_port: int) -> None:
-    with EmbeddedRedis(tmp_path / "one", free_port) as one, pytest.raises(RedisNotStarted):
+def test_other_server_on_the_port_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "one", free_port()) as one, pytest.raises(RedisNotStarted):
         EmbeddedRedis(tmp_path / "two", one.port).start()

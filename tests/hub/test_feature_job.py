@@ -14,11 +14,11 @@ from feature_repo.features import DEPTH, FEAR_GREED, FUNDING, QUOTE
 from feature_repo.generated import START_MS
 from hub.config import HubConfig, parse
 from hub.embedding_use import embedders_of
-from hub.engine import free_port
 from hub.feature_job import FeatureRun, fill_features
 from hub.home import Home
 from policies.bundle import pack_bundle
 from policies.embedder import load_embedder
+from policies.free_ports import free_port
 
 BARS_COUNT = 4_000
 

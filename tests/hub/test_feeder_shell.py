@@ -19,10 +19,10 @@ from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import FeatureRepo
 from hub.actors import PREPARED_MS, FeederShell
 from hub.embedding_use import embedders_of
-from hub.engine import free_port
 from hub.market import MarketChoice
 from policies.bundle import pack_bundle
 from policies.embedder import load_embedder, version_of
+from policies.free_ports import free_port
 from policies.types import NO_EMBEDDING
 
 NOW_MS = START_MS + 200 * MINUTE_MS

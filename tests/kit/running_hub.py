@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import psutil
 
-from hub.engine import MARKER, free_port
+from hub.engine import MARKER
 from policies.bundle import Bundle, pack_bundle
+from policies.free_ports import free_port
 
 SYMBOLS = ("BTC", "ETH")
 START_TIMEOUT_S = 180.0

@@ -17,6 +17,7 @@ from policies import objects
 from policies.artefacts import ArtefactStore, ArtefactsUnavailable, open_store
 from policies.bundle import Bundle, make_bundle, pack_bundle
 from policies.errors import BundleRefused, InvalidInput, UnknownEntity
+from policies.free_ports import free_port
 from policies.manifest import Manifest
 from policies.objects import FolderObjects, S3Objects
 
@@ -32,9 +33,7 @@ class S3Server:
     """moto's, which can be ended and started again on the same port. What it holds lives in this process."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._server: ThreadedMotoServer | None = None
         self.start()

@@ -14,9 +14,9 @@ from plain_bundles import momentum_bundle
 from rich.console import Console
 from small_search import searched
 
-from hub.engine import free_port
 from policies.bundle import pack_bundle
 from policies.embedder import version_of
+from policies.free_ports import free_port
 from train.candidates import Retrained
 from train.handover import HandoverFailed, HubDoor
 from train.retrain_sup import hand_over

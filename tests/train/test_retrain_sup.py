@@ -20,8 +20,8 @@ from small_search import PLAIN, without_ray
 
 from feature_repo.features import MINUTE_MS
 from feature_repo.generated import START_MS
-from hub.engine import free_port
 from policies.bundle import read_bundle
+from policies.free_ports import free_port
 from train import retrain_sup
 from train.commands import INTERRUPTED, NOT_PASSED, REFUSED
 from train.pool import HerePool

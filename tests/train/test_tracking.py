@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from waiting import eventually
 
-from hub.engine import free_port
+from policies.free_ports import free_port
 from train import tracking
 from train.tracking import LONGEST_PARAMETER, Tracker, code_version
 

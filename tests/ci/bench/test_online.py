@@ -13,7 +13,7 @@ from feature_repo.features import BARS, DECISION_V1, EPISODE_V1, GROUPS, Feature
 from feature_repo.online import OnlineReader
 from feature_repo.redis_server import EmbeddedRedis
 from feature_repo.store import FeatureRepo
-from hub.engine import free_port
+from policies.free_ports import free_port
 
 TWENTY = Wanted("", twenty_features())
 EVERYTHING = Wanted("", DECISION_V1, (EPISODE_V1,))

@@ -15,8 +15,8 @@ import pytest
 from ci.chaos.load import REQUESTS_A_MINUTE, Load
 from ci.chaos.target import until
 from feature_repo.features import MINUTE_MS
-from hub.engine import free_port
 from policies.errors import InvalidInput
+from policies.free_ports import free_port
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -17,10 +17,10 @@ from ci.pipeline.local_s3 import BUCKET, CREDENTIALS, local_s3
 from ci.pipeline.publish import outbox_of, store_of
 from ci.pipeline.settings import PipelineSettings
 from ci.pipeline.step import AWAY, NOT_PASSED, Stopped, ended, leave_note
-from hub.engine import free_port
 from policies import objects
 from policies.bundle import Bundle, make_bundle, pack_bundle
 from policies.embedder import EmbedderFolder, version_of
+from policies.free_ports import free_port
 
 
 def tested(settings: PipelineSettings, *candidates: tuple[Bundle, bool]) -> None:

@@ -19,9 +19,9 @@ from ci.pipeline import verify, webhook
 from ci.pipeline.publish import outbox_of, sent, store_of
 from ci.pipeline.settings import PipelineSettings
 from ci.pipeline.step import AWAY, FAILED, REFUSED, ended, read_note
-from hub.engine import free_port
 from hub.webhook import NotSigned
 from hub.webhook import verify as signed_by
+from policies.free_ports import free_port
 
 
 class HubDoor:

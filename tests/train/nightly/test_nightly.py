@@ -17,8 +17,8 @@ from hub_door import fake_hub
 from mlflow import MlflowClient
 from plain_bundles import momentum_bundle
 
-from hub.engine import free_port
 from policies.bundle import make_bundle, pack_bundle, read_bundle
+from policies.free_ports import free_port
 from train.nightly import __main__ as command
 from train.nightly.lock import only_one
 from train.nightly.night import Night

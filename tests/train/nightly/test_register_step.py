@@ -16,8 +16,8 @@ from hub_door import FakeHub, fake_hub
 from plain_bundles import momentum_bundle
 
 from feature_repo.features import MARKET_EMBEDDING
-from hub.engine import free_port
 from policies.bundle import Bundle, make_bundle, pack_bundle
+from policies.free_ports import free_port
 from train.commands import AWAY, REFUSED
 from train.nightly import param_start_step, register_step
 from train.nightly.register_step import best_of, rank_of

@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 
 from feature_repo.features import MINUTE_MS
 from feature_repo.generated import START_MS
-from hub.engine import free_port
 from policies.bundle import Bundle, make_bundle, read_bundle
 from policies.checks import check_policy
+from policies.free_ports import free_port
 from policies.heads import load_head
 from train.commands import INTERRUPTED, NOT_PASSED, REFUSED
 from train.forward import trained_until_ms
