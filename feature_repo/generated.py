@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from feature_repo.features import DECISION_V1, MINUTE_MS
 from feature_repo.transforms import compute_features
@@ -81,6 +80,8 @@ class GeneratedMarket:
                 f"{self._count} one-minute bars; not real prices")
 
     def _make(self, symbol: str) -> Bars:
+        from scipy.signal import lfilter  # half of the time that every process of a hub needs to come up
+
         count = self._count
         shock = (np.sqrt(1 - COMMON_SHARE) * self._normal(symbol, "shock")
                  + np.sqrt(COMMON_SHARE) * self._normal("", "common shock"))
@@ -103,6 +104,8 @@ class GeneratedMarket:
 
     def _volatility(self, symbol: str) -> Floats:
         """(N,) standard deviation of each bar's shock."""
+        from scipy.signal import lfilter
+
         redrawn = self._uniform(symbol, "regime redrawn") < REGIME_REDRAWN
         redrawn[0] = True
         burst_if_redrawn = self._uniform(symbol, "regime") < BURST_SHARE
