@@ -30,8 +30,8 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def load(hub: RunningHub, clients: int = 2) -> Iterator[list[tuple[int, float, dict[str, Any]]]]:
-    """Decisions one after the other by each client, as long as the block lasts: (status, seconds, answer) of each."""
+def load(hub: RunningHub, pause_s: float) -> Iterator[list[tuple[int, float, dict[str, Any]]]]:
+    """Two clients ask for decisions, with pauses, as long as the block lasts: (status, seconds, answer) of each."""
     answers: list[tuple[int, float, dict[str, Any]]] = []
     ended = threading.Event()
 
@@ -44,9 +44,9 @@ def load(hub: RunningHub, clients: int = 2) -> Iterator[list[tuple[int, float, d
                 started = time.monotonic()
                 answer = client.post("/v1/decisions", json=body)
                 answers.append((answer.status_code, time.monotonic() - started, answer.json()))
-                ended.wait(0.05)  # as bots do; without, they would take the machine from what they stand beside
+                ended.wait(pause_s)
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
@@ -81,16 +81,19 @@ def until(true: Any, what: str, deadline_s: float = 90.0) -> None:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Hostile]]:
+    """One file of every two refusals. What is said of each file there is, the tests of the loader show."""
     folder = tmp_path_factory.mktemp("hostile")
-    return folder, [one for one in hostile_files(folder, DECISION_V1.names) if one.uploadable]
+    found = {one.says: one for one in hostile_files(folder, DECISION_V1.names) if one.uploadable}
+    return folder, list(found.values())[::2]
 
 
 def test_hostile_candidates_under_load_leave_production_as_it_was_and_one_audit_row_each(
         running_hub: RunningHub, hostile: tuple[Path, list[Hostile]]) -> None:
     folder, files = hostile
+    assert len(files) >= 40
     before, rows, stored = heads(running_hub), len(refused(running_hub)), set((running_hub.home / "policies").iterdir())
     production = [policy_id for policy_id, (role, _) in before.items() if role == "production"]
-    with load(running_hub) as answers, ThreadPoolExecutor(2) as two:
+    with load(running_hub, 0.2) as answers, ThreadPoolExecutor(2) as two:
         told = list(two.map(lambda one: post(running_hub, one.path.read_bytes()), files))
     for one, answer in zip(files, told, strict=True):
         assert answer.status_code == 422, (one.name, answer.text)
@@ -114,7 +117,7 @@ def test_a_file_of_the_largest_size_is_judged_while_decisions_go_on(running_hub:
     (tmp_path / "large.pt").write_bytes(bytes(size))
     (tmp_path / "too_large.pt").write_bytes(bytes(size + 1))
     rows = len(refused(running_hub))
-    with load(running_hub) as answers:
+    with load(running_hub, 0.05) as answers:
         until(lambda: len(answers) > 50, "decisions")
         alone = sorted(seconds for _, seconds, _ in answers)
         # From a process of its own: one that sends 64 MiB asks no question meanwhile.
